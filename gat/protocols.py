@@ -1,0 +1,102 @@
+"""The four shapes everything plugs into. Shapes only: no code to inherit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gat.latents import Images, Latents, PerExample, Rows, Verdicts
+
+Objective = Callable[[Latents, Rows], tuple[PerExample, Verdicts]]
+"""What an attack makes large: moved latents of some rows, and which rows they are -> (loss per row, fooled per row).
+
+The loss is differentiable with respect to the latents and never reduced over examples. Rows may repeat.
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One latent that can be moved.
+
+    Attributes:
+        shape: of one example.
+        group: 'coarse', 'middle', 'fine' or '' where there is no such order.
+        scale: standard deviation over random examples; relative step sizes are multiples of it.
+    """
+
+    shape: tuple[int, ...]
+    group: str = ""
+    scale: float = 1.0
+
+    @property
+    def bytes_per_example(self) -> int:
+        """In float32."""
+        n = 4
+        for side in self.shape:
+            n *= side
+        return n
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """A frozen space: everything that does not move is already computed."""
+
+    def __call__(self, moved: Latents, rows: Rows) -> Images:
+        """Images of examples `rows`, whose moved latents are given. Differentiable with respect to `moved`."""
+        ...
+
+
+@runtime_checkable
+class Space(Protocol):
+    """Latents, and how they become an image."""
+
+    name: str
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """All latents by name, in the order in which the image is computed."""
+        ...
+
+    def freeze(self, latents: Latents, moved: Sequence[str]) -> Renderer:
+        """A renderer that starts at the first of the `moved` sites, with all before it computed once, outside the graph."""
+        ...
+
+
+@runtime_checkable
+class GenerativeSpace(Space, Protocol):
+    """A space that can also invent examples: a generator."""
+
+    classes: tuple[str, ...]
+
+    def sample(self, labels: Sequence[int], ids: Sequence[int], seed: int) -> Latents:
+        """Random latents of the given classes; an example depends on (seed, id, label) alone."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What must not change its answer: a model's loss and verdict, one number per example."""
+
+    name: str
+
+    def loss(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> PerExample:
+        """Per-example training loss, float32."""
+        ...
+
+    def predict(self, outputs: Float[Tensor, "b ..."]) -> Tensor:
+        """The model's answer per example."""
+        ...
+
+    def wrong(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> Verdicts:
+        """Whether the answer counts as wrong, per example."""
+        ...
+
+    def least_likely(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> Tensor:
+        """The answer furthest from the model's, but never the label: what the paper's attack aims at (Sec. 3.1)."""
+        ...
+
+
+Model = nn.Module
+"""Images in [0, 1] to outputs; normalisation happens inside."""

@@ -1,0 +1,263 @@
+"""Train a small class-conditional StyleGAN2 on any classification data set of this project.
+
+    accelerate launch scripts/train_stylegan2.py --out runs/stylegan2
+
+Resumes by running the same command again. Writes, all under --out: `samples/*.png` (ten fixed latents for every class, from
+the averaged generator), `log.jsonl`, `state.pt` (to resume), `generator.safetensors` (what `gat` reads).
+
+Losses: non-saturating logistic (Goodfellow et al. 2014) or relativistic (Huang et al. 2024, "The GAN is dead", eq. 2), both
+with R1 (Mescheder et al. 2018), applied lazily every `r1_interval` steps as in StyleGAN2.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.utils import save_image
+
+from gat.training.batches import EndlessBatches
+from generators.stylegan2.augment import AdaptiveProbability, augment
+from generators.stylegan2.config import StyleGAN2Config
+from generators.stylegan2.networks import Discriminator, Generator
+from tasks.datasets import DATASETS
+
+
+@dataclass
+class Settings:
+    """One run. Every field is a flag of the same name."""
+
+    out: str = "runs/stylegan2"
+    dataset: str = "fashion_mnist"
+    dataset_options: str = '{"source": "full"}'  # JSON
+    kimg: float = 500  # thousands of real images shown
+    batch_size: int = 64  # per process
+    seed: int = 0
+    dtype: str = "bf16"  # of convolutions: bf16 or fp32
+    threads: int = 0  # CPU threads; 0 is torch's choice
+
+    z_dim: int = 128
+    w_dim: int = 128
+    channel_base: int = 1024
+    channel_max: int = 128
+    mapping_layers: int = 2
+    discriminator_channel_base: int = 512
+    discriminator_architecture: str = "resnet"
+
+    loss: str = "non_saturating"  # or relativistic
+    lr_generator: float = 2.5e-3
+    lr_discriminator: float = 2.5e-3
+    r1_gamma: float = 0.1
+    r1_interval: int = 16
+    ema_kimg: float = 20  # half-life of the averaged generator
+    ema_rampup: float = 0.1  # the half-life is at most this share of the images seen
+    ada_target: float = 0.6  # 0 switches augmentation off
+    flip: bool = False
+    noise_floor: float = 0.01  # noise inputs keep at least this strength, so that there is something to attack
+
+    tick_kimg: float = 4
+    snapshot_kimg: float = 20
+
+
+def parse_settings() -> Settings:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in fields(Settings):
+        kind = field.type if field.type is not bool else lambda text: {"true": True, "false": False}[text.lower()]
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar=str(field.default))
+    return Settings(**vars(parser.parse_args()))
+
+
+def seeded(seed: int, *path: int) -> torch.Generator:
+    """A generator that depends only on its arguments: (seed, step, rank), so nothing needs storing to resume."""
+    state = seed
+    for part in path:
+        state = (state * 1_000_003 + part + 1) % 2**63
+    return torch.Generator().manual_seed(state)
+
+
+def hold_noise_up(generator: Generator, floor: float) -> None:
+    """Keep |noise_strength| >= floor. Left alone on data without stochastic detail, training switches the noise inputs off."""
+    with torch.no_grad():
+        for name, strength in generator.named_parameters():
+            if name.endswith("noise_strength"):
+                sign = torch.where(strength < 0, -1.0, 1.0)
+                strength.copy_(sign * strength.abs().clamp(min=floor))
+
+
+def save_atomically(path: Path, write) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    settings = parse_settings()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    accelerator = Accelerator()
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.dtype]
+    out = Path(settings.out)
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+
+    # Data and networks.
+    dataset = DATASETS[settings.dataset].model_validate(
+        {"name": settings.dataset, **json.loads(settings.dataset_options)}
+    ).build("train")
+    num_classes, resolution = len(dataset.classes), dataset[0]["images"].shape[-1]
+    config = StyleGAN2Config(
+        z_dim=settings.z_dim,
+        w_dim=settings.w_dim,
+        c_dim=num_classes,
+        img_resolution=resolution,
+        channel_base=settings.channel_base,
+        channel_max=settings.channel_max,
+        mapping_layers=settings.mapping_layers,
+        discriminator_architecture=settings.discriminator_architecture,
+        discriminator_mapping_layers=1,
+    )
+    torch.manual_seed(settings.seed)
+    raw_G = Generator(config)
+    raw_D = Discriminator(config.model_copy(update={"channel_base": settings.discriminator_channel_base}))
+    raw_D.to(memory_format=torch.channels_last)
+    hold_noise_up(raw_G, settings.noise_floor)
+    ema = Generator(config).requires_grad_(False).eval()
+    ema.load_state_dict(raw_G.state_dict())
+    lazy = settings.r1_interval / (settings.r1_interval + 1)
+    opt_G = torch.optim.Adam(raw_G.parameters(), lr=settings.lr_generator, betas=(0.0, 0.99))
+    opt_D = torch.optim.Adam(raw_D.parameters(), lr=settings.lr_discriminator * lazy, betas=(0.0, 0.99**lazy))
+    ada = AdaptiveProbability(settings.ada_target)
+    step = 0
+    state_file = out / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        for module, key in ((raw_G, "G"), (raw_D, "D"), (ema, "ema"), (opt_G, "opt_G"), (opt_D, "opt_D")):
+            module.load_state_dict(state[key])
+        step, ada.p = state["step"], state["p"]
+        accelerator.print(f"resuming at {step * settings.batch_size * world / 1000:.0f} kimg")
+    ema.to(device)
+    G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, opt_G, opt_D)
+    batches = EndlessBatches(len(dataset), settings.batch_size, settings.seed, step, rank, world)
+    loader = iter(DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda"))
+
+    def one_hot(labels: Tensor) -> Tensor:
+        return F.one_hot(labels, num_classes).float().to(device)
+
+    def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and labels of one batch of fakes."""
+        z = torch.randn(settings.batch_size, settings.z_dim, generator=rng)
+        return z.to(device), one_hot(torch.randint(num_classes, (settings.batch_size,), generator=rng))
+
+    def judge(images: Tensor, c: Tensor, rng: torch.Generator) -> Tensor:
+        images = augment(images, ada.p, rng, settings.flip).contiguous(memory_format=torch.channels_last)
+        return D(images, c, dtype=dtype).squeeze(1)
+
+    def save() -> None:
+        if not accelerator.is_main_process:
+            return
+        modules = {"G": raw_G, "D": raw_D, "ema": ema, "opt_G": opt_G, "opt_D": opt_D}
+        state = {key: module.state_dict() for key, module in modules.items()}
+        save_atomically(state_file, lambda path: torch.save({**state, "step": step, "p": ada.p}, path))
+        rng = seeded(settings.seed, 777)
+        z = torch.randn(10, settings.z_dim, generator=rng).to(device).repeat(num_classes, 1)
+        c = one_hot(torch.arange(num_classes).repeat_interleave(10))
+        with torch.no_grad():
+            grid = ema(z, c, noise="const")
+        save_image(grid.clamp(-1, 1) * 0.5 + 0.5, out / "samples" / f"{int(images_seen / 1000):06d}.png", nrow=10, padding=1)
+
+    images_per_step = settings.batch_size * world
+    total_steps = int(settings.kimg * 1000 / images_per_step)
+    images_seen = step * images_per_step
+    totals: dict[str, Tensor] = {}
+    tick_start, tick_images = time.time(), images_seen
+    next_snapshot = (images_seen // (settings.snapshot_kimg * 1000) + 1) * settings.snapshot_kimg * 1000
+
+    while step < total_steps:
+        rng = seeded(settings.seed, step, rank)
+        batch = next(loader)
+        real = (batch["images"].to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        real_c = one_hot(batch["labels"])
+
+        # 1. Discriminator.
+        z, fake_c = draw(rng)
+        with torch.no_grad():
+            fake = G(z, fake_c, noise="random", generator=rng, dtype=dtype)
+        fake_logits, real_logits = judge(fake, fake_c, rng), judge(real, real_c, rng)
+        if settings.loss == "relativistic":
+            loss_D = F.softplus(fake_logits - real_logits).mean()
+        else:
+            loss_D = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+        accelerator.backward(loss_D)
+        if step % settings.r1_interval == 0:
+            inputs = real.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(judge(inputs, real_c, rng).sum(), inputs, create_graph=True)
+            penalty = gradient.float().square().sum(dim=(1, 2, 3)).mean()
+            accelerator.backward(penalty * (settings.r1_gamma / 2 * settings.r1_interval))
+            totals["r1"] = totals.get("r1", 0) + penalty.detach() * settings.r1_interval
+        opt_D.step()
+        opt_D.zero_grad()
+
+        # 2. Generator.
+        z, fake_c = draw(rng)
+        raw_D.requires_grad_(False)
+        fake_logits = judge(G(z, fake_c, noise="random", generator=rng, dtype=dtype), fake_c, rng)
+        if settings.loss == "relativistic":
+            loss_G = F.softplus(real_logits.detach() - fake_logits).mean()
+        else:
+            loss_G = F.softplus(-fake_logits).mean()
+        accelerator.backward(loss_G)
+        raw_D.requires_grad_(True)
+        opt_G.step()
+        opt_G.zero_grad()
+        hold_noise_up(raw_G, settings.noise_floor)
+
+        # 3. Average the generator.
+        images_seen += images_per_step
+        half_life = min(settings.ema_kimg * 1000, images_seen * settings.ema_rampup)
+        decay = 0.5 ** (images_per_step / max(half_life, 1e-8))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(raw_G.parameters()), 1 - decay)
+            for averaged, current in zip(ema.buffers(), raw_G.buffers(), strict=True):
+                averaged.copy_(current)
+
+        # 4. Report, adapt, save.
+        step += 1
+        with torch.no_grad():
+            news = {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.sign().mean()}
+            for name, value in news.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        if images_seen - tick_images >= settings.tick_kimg * 1000 or step == total_steps:
+            num_steps = (images_seen - tick_images) / images_per_step
+            means = {name: float(value) / num_steps for name, value in totals.items()}
+            means["sign"] = float(accelerator.reduce(torch.tensor(means["sign"], device=device), "mean"))
+            if not all(abs(value) < float("inf") for value in means.values()):
+                raise FloatingPointError(f"training diverged at step {step}: {means}; the last good state is {state_file}")
+            ada.update(means["sign"], images_seen - tick_images)
+            sec = time.time() - tick_start
+            speed = (images_seen - tick_images) / sec
+            left_min = (total_steps - step) * images_per_step / speed / 60
+            if accelerator.is_main_process:
+                row = {"kimg": images_seen / 1000, **means, "p": ada.p, "images_per_sec": speed}
+                with open(out / "log.jsonl", "a") as log:
+                    log.write(json.dumps(row) + "\n")
+                print(" ".join(f"{k} {v:.3g}" for k, v in row.items()), f"| {left_min:.0f} min left", flush=True)
+            totals, tick_start, tick_images = {}, time.time(), images_seen
+        if images_seen >= next_snapshot or step == total_steps:
+            save()
+            next_snapshot += settings.snapshot_kimg * 1000
+
+    if accelerator.is_main_process:
+        (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+        accelerator.print(f"done: {out}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

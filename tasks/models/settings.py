@@ -1,0 +1,105 @@
+"""Settings that every model has, and the last steps of building one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, PositiveFloat
+from torch import nn
+
+from tasks.models.errors import one_line
+from tasks.models.normalized import Normalized
+from tasks.models.outputs import check_classifier_outputs
+from tasks.models.weights import load_weights
+
+Mean = tuple[float, float, float]
+Std = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+CENTRED: Mean = (0.5, 0.5, 0.5)
+
+
+@runtime_checkable
+class ModelSettings(Protocol):
+    """What every config model of `MODELS` offers, for type checkers."""
+
+    @property
+    def name(self) -> str: ...
+
+    def build(self, num_classes: int, image_size: int) -> nn.Module: ...
+
+
+class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
+    """Settings of any classifier.
+
+    Attributes:
+        mean, std: Normalisation of images in [0, 1], per channel. None is what the family is used to.
+        weights: A file to start from: .safetensors, or a state dict saved by torch. None starts from random
+            numbers.
+    """
+
+    mean: Mean | None = None
+    std: Std | None = None
+    weights: Path | None = None
+
+    def finish(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        mean: Sequence[float] = CENTRED,
+        std: Sequence[float] = CENTRED,
+        resize: int | None = None,
+        ignored: Sequence[str] = (),
+    ) -> Normalized:
+        """Wraps a network and loads its weights.
+
+        Args:
+            mean, std: The family's, used where the settings say None.
+            ignored: See `load_weights`.
+        """
+        model = Normalized(network, self.mean or mean, self.std or std, resize)
+        if self.weights is not None:
+            load_weights(model, self.weights, num_classes, ignored)
+        return model
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raises ValueError if there is nothing to tell apart."""
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+
+
+def check_smallest_side(name: str, image_size: int, smallest: int) -> None:
+    """Raises ValueError if the images are too small to be halved as often as the network does."""
+    if image_size < smallest:
+        raise ValueError(
+            f"{name} with these settings needs images of at least {smallest} px, got {image_size}"
+        )
+
+
+def try_out(model: Normalized, num_classes: int, image_size: int, who: str, hint: str) -> None:
+    """Shows a freshly built model one grey image, in eval mode, so that a misfit is found here and not in
+    training.
+
+    Args:
+        who: Name of the model for the message.
+        hint: What to do if the image has the wrong size, for the message.
+
+    Raises:
+        ValueError: If the model cannot read images of this size, or does not return logits.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            outputs = model(torch.full((1, 3, image_size, image_size), 0.5))
+    except Exception as error:  # a network too deep for its input ends in any exception type
+        raise ValueError(
+            f"{who} cannot read images of {image_size} px ({one_line(error)}); {hint}"
+        ) from error
+    finally:
+        model.train(was_training)
+    try:
+        check_classifier_outputs(outputs, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}") from error
