@@ -63,6 +63,6 @@ def _range_hint(low: float, high: float) -> str:
 
 
 _WRAP = (
-    "so that attacks see images: Normalized(model, mean, std) of tasks.models, or a module of your own that does "
-    "the same"
+    "so that attacks see images: Normalized(model, mean, std) of tasks.models, or a module of your own "
+    "that does the same"
 )

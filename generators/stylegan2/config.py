@@ -1,7 +1,7 @@
 """The shape of a StyleGAN2: everything needed to build its networks, nothing about how it was trained."""
 
 from math import log2
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,7 +37,7 @@ class StyleGAN2Config(BaseModel):
     mbstd_channels: int = Field(1, ge=0)
 
     @model_validator(mode="after")
-    def _resolution_is_a_power_of_two(self) -> Self:
+    def _resolution_is_a_power_of_two(self) -> "StyleGAN2Config":
         if self.img_resolution & (self.img_resolution - 1):
             raise ValueError(f"img_resolution must be 4 * 2^k (4, 8, 16, ...), got {self.img_resolution}")
         if self.z_dim == 0 and self.c_dim == 0:

@@ -47,8 +47,8 @@ def check_classifier_outputs(outputs: object, num_classes: int) -> None:
         and torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=TOLERANCE)
     ):
         raise ValueError(
-            f"{wanted}, got probabilities (no entry below 0 and every row sums to 1); leave the softmax out of the "
-            "model, or return their logarithm"
+            f"{wanted}, got probabilities (no entry below 0 and every row sums to 1); leave the softmax out of "
+            "the model, or return their logarithm"
         )
 
 

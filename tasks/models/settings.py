@@ -91,7 +91,7 @@ def try_out(model: Normalized, num_classes: int, image_size: int, who: str, hint
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: networks may cache tensors that training needs later
             outputs = model(torch.full((1, 3, image_size, image_size), 0.5))
     except Exception as error:  # a network too deep for its input ends in any exception type
         raise ValueError(

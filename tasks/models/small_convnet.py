@@ -44,7 +44,7 @@ class SmallConvNetConfig(NetworkConfig, frozen=True, extra="forbid"):
 
 
 class SmallConvNet(nn.Module):
-    """(convolution, GroupNorm, SiLU) repeated, 2x2 maximum between resolutions, spatial mean, linear (ours)."""
+    """(convolution, GroupNorm, SiLU) repeated, 2x2 maximum between resolutions, mean, linear (ours)."""
 
     def __init__(self, num_classes: int, width: int, stages: int, depth: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """A residual network for 32x32 images, small and shaped for a CPU."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -38,7 +38,7 @@ class SmallResNetConfig(NetworkConfig, frozen=True, extra="forbid"):
     activation: Activation = "relu"
 
     @model_validator(mode="after")
-    def _stages_agree(self) -> Self:
+    def _stages_agree(self) -> "SmallResNetConfig":
         if len(self.widths) != len(self.blocks):
             raise ValueError(
                 f"widths and blocks need one number per stage each, got {self.widths} and {self.blocks}"

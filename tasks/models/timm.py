@@ -1,7 +1,7 @@
 """Any classifier of the timm library, by its name."""
 
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
@@ -43,10 +43,14 @@ class TimmConfig(NetworkConfig, frozen=True, extra="forbid"):
             near = get_close_matches(arch.split(".")[0], timm.list_models(), n=5)
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('*part*') lists them"
             raise ValueError(f"timm has no model {arch!r}; {hint}")
+        name, _, tag = arch.partition(".")
+        tags = [trained.partition(".")[2] for trained in timm.list_pretrained(f"{name}.*")]
+        if tag and tag not in tags:
+            raise ValueError(f"timm has no weights {tag!r} of {name}; on offer: {', '.join(tags) or 'none'}")
         return arch
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _one_start(self) -> "TimmConfig":
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights both say where to start from; set one of them")
         return self

@@ -1,7 +1,7 @@
 """Any classifier of torchvision, by its name."""
 
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import PositiveInt, field_validator, model_validator
 from torch import nn
@@ -47,17 +47,17 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
         return arch
 
     @model_validator(mode="after")
-    def _no_auxiliary_heads(self) -> Self:
+    def _no_auxiliary_heads(self) -> "TorchvisionConfig":
         taken = [name for name in ("aux_logits", "transform_input") if name in self.options]
         if self.arch in AUXILIARY_HEADS and taken:
             raise ValueError(
-                f"options of {self.arch} cannot set {', '.join(taken)}: it is built without auxiliary heads, and images "
-                "are normalised before it (mean, std)"
+                f"options of {self.arch} cannot set {', '.join(taken)}: it is built without auxiliary heads, and "
+                "images are normalised before it (mean, std)"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _one_start(self) -> "TorchvisionConfig":
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights both say where to start from; set one of them")
         return self
@@ -103,7 +103,8 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
         except Exception as error:  # OSError without a network, RuntimeError for a damaged download
             raise ValueError(
                 f"pretrained weights of torchvision {self.arch} could not be had from {trained.url} "
-                f"({one_line(error)}); without a network, set weights: to a file you have, or pretrained: false"
+                f"({one_line(error)}); without a network, set weights: to a file you have, or pretrained: "
+                "false"
             ) from error
         own = network.state_dict()
         fitting = {

@@ -44,8 +44,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights: {path} is not a complete safetensors file ({error})") from error
     except Exception as error:  # damaged files end in many exception types, refused ones in UnpicklingError
         raise ValueError(
-            f"weights: {path} cannot be read without executing what is in it, or is damaged ({one_line(error)}); "
-            "wanted .safetensors, or a torch file that holds only a state dict"
+            f"weights: {path} cannot be read without executing what is in it, or is damaged "
+            f"({one_line(error)}); wanted .safetensors, or a torch file that holds only a state dict"
         ) from error
     if isinstance(content, Mapping) and (
         inside := [key for key in CONTAINERS if _holds_tensors(content.get(key))]
@@ -65,7 +65,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: Normalized, path: Path, num_classes: int, ignored: Sequence[str] = ()) -> None:
-    """Loads a file into a model: the weights of the whole model, as this project saves them, or of its network alone.
+    """Loads a file with the weights of the whole model, as this project saves them, or of its network alone.
 
     Args:
         num_classes: What `model` was built for, for the message.
@@ -93,7 +93,8 @@ def load_weights(model: Normalized, path: Path, num_classes: int, ignored: Seque
     if different and all(_differ_in_classes(weights[name], own[name], num_classes) for name in different):
         theirs = len(weights[different[0]])
         raise ValueError(
-            f"weights: {path} tells {theirs} classes apart, this task has {num_classes} (see {_some(different)})"
+            f"weights: {path} tells {theirs} classes apart, this task has {num_classes} "
+            f"(see {_some(different)})"
         )
     if different:
         shapes = "; ".join(
@@ -110,8 +111,8 @@ def load_weights(model: Normalized, path: Path, num_classes: int, ignored: Seque
             )
             if wanted != got:
                 raise ValueError(
-                    f"weights: {path} was trained with {name} {wanted}, the model is built with {got}; set the model's "
-                    f"{name} to the former"
+                    f"weights: {path} was trained with {name} {wanted}, the model is built with {got}; set the "
+                    f"model's {name} to the former"
                 )
     target.load_state_dict(weights)
 

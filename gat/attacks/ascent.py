@@ -1,0 +1,248 @@
+"""Gradient ascent on latents: the one loop behind every attack of this project.
+
+Examples are independent. Each occupies a slot until it is finished (fooled, or out of steps); then its slot goes to the next
+example in the queue. So the batch that runs through the model stays full and equally wide until the queue is empty, and no
+pass is spent on an example that is already done.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gat.latents import Latents, PerExample, Verdicts, num_examples, per_example, take
+from gat.protocols import Objective
+
+Move = Callable[[Latents, Latents, Latents], Latents]
+"""latents, their gradient, where they started -> latents one step uphill."""
+
+
+@dataclass
+class Ascent:
+    """What came of every example, in the order of the start.
+
+    Attributes:
+        latents: the best iterate: one that fools if there is one, then the one of largest loss (`keep='last'`: the last).
+        loss, fooled: of that iterate.
+        iterations: steps from the start to it if it fools, else all that were taken.
+        forwards, backwards: passes through the objective.
+        zero_gradients: steps whose gradient was zero or not finite everywhere. Many of them mean that the attack could not
+            see, not that the model is robust.
+        trajectory: with `record=True`, site -> [max_steps + 1, b, ...]; after an example is finished its last iterate repeats.
+    """
+
+    latents: Latents
+    loss: PerExample
+    fooled: Verdicts
+    iterations: Int[Tensor, " b"]
+    forwards: Int[Tensor, " b"]
+    backwards: Int[Tensor, " b"]
+    zero_gradients: Int[Tensor, " b"]
+    trajectory: dict[str, Float[Tensor, "t b ..."]] = field(default_factory=dict)
+
+
+def gradient(objective: Objective, latents: Latents, rows: Tensor, scale: float) -> tuple[Latents, PerExample, Verdicts]:
+    """Gradient of every example's own loss with respect to its own latents; nothing else is written anywhere."""
+    leaves = {name: value.detach().requires_grad_() for name, value in latents.items()}
+    with torch.enable_grad():
+        loss, fooled = objective(leaves, rows)
+        total = (loss.float() * scale).sum()
+    # The sum keeps examples apart: each latent only reaches its own term. A site the image does not depend on has no gradient.
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    found = {
+        name: torch.zeros_like(leaf) if g is None else g.float()
+        for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
+    }
+    return found, loss.detach().float(), fooled
+
+
+def _blind(gradients: Latents) -> Bool[Tensor, " b"]:
+    """Examples without a single finite non-zero entry."""
+    seen: Tensor | None = None
+    for g in gradients.values():
+        usable = (g.isfinite() & (g != 0)).flatten(1).any(dim=1)
+        seen = usable if seen is None else seen | usable
+    assert seen is not None
+    return ~seen
+
+
+@dataclass
+class _Slots:
+    """The examples that are running, one per slot, and the best iterate of each so far."""
+
+    rows: Int[Tensor, " s"]
+    latents: Latents
+    home: Latents  # what `move` may not stray from
+    best: Latents
+    best_loss: PerExample
+    best_fooled: Verdicts
+    iterations: Int[Tensor, " s"]
+    age: Int[Tensor, " s"]  # steps taken
+    finished: Bool[Tensor, " s"]
+
+    @classmethod
+    def open(cls, rows: Tensor, start: Latents, center: Latents) -> "_Slots":
+        """Fresh slots for examples `rows`."""
+        zeros = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        return cls(
+            rows=rows,
+            latents=take(start, rows),
+            home=take(center, rows),
+            best=take(start, rows),
+            best_loss=torch.full([len(rows)], -torch.inf, device=rows.device),
+            best_fooled=zeros.bool(),
+            iterations=zeros,
+            age=zeros,
+            finished=zeros.bool(),
+        )
+
+    def keep(self, loss: PerExample, fooled: Verdicts, always: bool) -> None:
+        """Let the current iterate be the best where it is: fooling beats not fooling, then a larger loss wins."""
+        better = (fooled & ~self.best_fooled) | ((fooled == self.best_fooled) & (loss > self.best_loss)) | (self.age == 0)
+        better = (better | always) & ~self.finished
+        self.iterations = torch.where(~self.finished & ~self.best_fooled, self.age, self.iterations)
+        for name, value in self.latents.items():
+            self.best[name] = torch.where(per_example(better, value), value, self.best[name])
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.best_fooled = torch.where(better, fooled, self.best_fooled)
+
+    def step(self, uphill: Latents, move: Move, running: Bool[Tensor, " s"]) -> None:
+        """Move the running ones."""
+        stepped = move(self.latents, uphill, self.home)
+        for name, value in self.latents.items():
+            self.latents[name] = torch.where(per_example(running, value), stepped[name], value)
+        self.age = self.age + running.long()
+
+    def write(self, slots: Tensor, result: Ascent) -> None:
+        """The outcome of these slots. Each example owns one row of the result."""
+        rows = self.rows[slots]
+        for name, value in self.best.items():
+            result.latents[name][rows] = value[slots]
+        result.loss[rows], result.fooled[rows] = self.best_loss[slots], self.best_fooled[slots]
+        result.iterations[rows] = self.iterations[slots]
+
+    def refill(self, free: Tensor, newcomers: "_Slots") -> "_Slots":
+        """`newcomers` take the first of the free slots; those that are left over close."""
+        order = torch.arange(len(self.rows), device=free.device)
+        order[free[: len(newcomers.rows)]] = len(order) + torch.arange(len(newcomers.rows), device=free.device)
+        left = torch.ones_like(order, dtype=torch.bool)
+        left[free[len(newcomers.rows) :]] = False
+        order = order[left]
+        theirs = vars(newcomers)
+        merged = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                merged[name] = {k: torch.cat([v, theirs[name][k]])[order] for k, v in value.items()}
+            else:
+                merged[name] = torch.cat([value, theirs[name]])[order]
+        return _Slots(**merged)
+
+
+@torch.no_grad()
+def ascend(
+    objective: Objective,
+    start: Latents,
+    move: Move,
+    max_steps: int,
+    *,
+    stop_when_fooled: bool = True,
+    keep: Literal["best", "last"] = "best",
+    width: int = 128,
+    center: Latents | None = None,
+    sync_every: int | None = None,
+    gradient_scale: float = 1.0,
+    record: bool = False,
+) -> Ascent:
+    """Move every example uphill on its loss.
+
+    Args:
+        objective: see `gat.protocols.Objective`.
+        start: the latents that move, float32, [b, ...].
+        move: the step rule, for example `gat.attacks.steps.Steps`.
+        max_steps: gradient steps at most; 0 only evaluates the start.
+        stop_when_fooled: an example is finished with its first iterate that fools (Sec. 4.1 of the paper); otherwise it
+            always takes all steps.
+        keep: 'best' or 'last' iterate of examples that are not stopped early.
+        width: slots, that is the batch size of every pass; the last examples run in a narrower one.
+        center: what `move` measures distances from, where that is not the start (random starts).
+        sync_every: steps between two looks at which slots are free; each look waits for the device. None: every step on a
+            CPU, every 4th elsewhere. Finished examples stand still in between, so results do not depend on it.
+        gradient_scale: multiplies losses before differentiation, against underflow in float16; directions do not change.
+        record: keep every iterate, [max_steps + 1, b, ...] per site.
+
+    Raises:
+        ValueError: for a start without examples or a bad option.
+    """
+    n = num_examples(start)
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if n == 0 or max_steps < 0 or width < 1:
+        raise ValueError(f"need at least one example, one slot and no negative steps; got {n}, {width}, {max_steps}")
+    device = next(iter(start.values())).device
+    sync_every = sync_every or (1 if device.type == "cpu" else 4)
+    center = start if center is None else center
+
+    zeros = torch.zeros(n, dtype=torch.long, device=device)
+    result = Ascent(
+        latents={name: value.clone() for name, value in start.items()},
+        loss=torch.full([n], -torch.inf, device=device),
+        fooled=zeros.bool(),
+        iterations=zeros.clone(),
+        forwards=zeros.clone(),
+        backwards=zeros.clone(),
+        zero_gradients=zeros.clone(),
+    )
+    if record:
+        result.trajectory = {name: value.expand(max_steps + 1, *value.shape).clone() for name, value in start.items()}
+    taken = zeros.clone()
+
+    queued = min(width, n)
+    slots = _Slots.open(torch.arange(queued, device=device), start, center)
+    turn = lockstep_age = 0
+    while len(slots.rows):
+        # 1. Look: loss and verdict of the current iterate, and the way up from it. Examples that all take all steps are of
+        #    one age, so the host knows without asking when the last look needs no gradient.
+        rows, running = slots.rows, ~slots.finished
+        if max_steps == 0 or (not stop_when_fooled and lockstep_age == max_steps):
+            loss, fooled = objective(slots.latents, rows)
+            uphill, loss = None, loss.float()
+        else:
+            uphill, loss, fooled = gradient(objective, slots.latents, rows, gradient_scale)
+            result.backwards[rows] += running.long()
+        result.forwards[rows] += running.long()
+
+        # 2. Keep it if it is the best so far.
+        slots.keep(loss, fooled, always=keep == "last")
+
+        # 3. Step, unless this was an example's last look.
+        slots.finished = slots.finished | (slots.age >= max_steps)
+        if stop_when_fooled:
+            slots.finished = slots.finished | fooled
+        if uphill is not None:
+            running = ~slots.finished
+            result.zero_gradients[rows] += (running & _blind(uphill)).long()
+            slots.step({name: torch.nan_to_num(g) for name, g in uphill.items()}, move, running)
+            taken[rows] = slots.age
+            for name, steps in result.trajectory.items():
+                steps[slots.age, rows] = slots.latents[name]
+        lockstep_age += 1
+
+        # 4. Hand the slots of finished examples on.
+        turn += 1
+        last_look = not stop_when_fooled and lockstep_age > max_steps
+        if turn % sync_every == 0 or last_look:
+            free = slots.finished.nonzero().squeeze(1)
+            if len(free):
+                slots.write(free, result)
+                newcomers = torch.arange(queued, min(queued + len(free), n), device=device)
+                queued += len(newcomers)
+                slots = slots.refill(free, _Slots.open(newcomers, start, center))
+                lockstep_age = 0
+    if record:
+        step = torch.arange(max_steps + 1, device=device)[:, None].minimum(taken[None, :])
+        everyone = torch.arange(n, device=device)
+        result.trajectory = {name: steps[step, everyone] for name, steps in result.trajectory.items()}
+    return result

@@ -1,0 +1,121 @@
+"""Generative adversarial examples: gradient steps on a generator's latents (GAT, Sec. 3.1, Eqs. 1-4)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from gat.attacks.run import Compute, Goal, Outcome, run_attack
+from gat.attacks.steps import Norm, Steps
+from gat.config import Config
+from gat.latents import Latents, lookup, select
+from gat.protocols import Space, Task
+
+Part = Literal["style", "noise", "both"]
+Group = Literal["coarse", "middle", "fine", "all"]
+
+
+class LatentAttack(Config):
+    """Sign steps on style and noise until the model is fooled.
+
+    Source: the paper's Eqs. 1-4. Differences that the defaults make: step sizes are relative, and the true label's loss is
+    ascended, which fools more on small images than aiming at the least likely class (set `goal: least_likely` for the paper's
+    update; `PAPER_STEP_SIZE` holds its absolute step sizes).
+
+    Attributes:
+        move: which kinds of latents.
+        group: which resolutions; what is coarse, middle or fine is the space's to say.
+        sites: globs that replace `move` and `group`, for any other choice of layers.
+        step_size: by glob; the last one that matches a site counts.
+        unit: 'relative' multiplies step sizes (and eps) by the site's standard deviation over random examples: StyleGAN2's
+            demodulated layers ignore the scale of a style, so an absolute step means something else in every layer.
+        eps: budget by glob, largest distance from the start; sites that none matches are free, as in the paper.
+        norm: of steps and budgets.
+        max_steps: iterations after which an example counts as robust; the paper trains on what 10 fool.
+        stop_when_fooled: off for a fixed number of steps.
+    """
+
+    name: Literal["latent"] = "latent"
+    move: Part = "both"
+    group: Group = "all"
+    sites: tuple[str, ...] = ()
+    step_size: dict[str, float] = Field(default_factory=lambda: {"style/*": 0.05, "noise/*": 0.2, "*": 0.05})
+    unit: Literal["relative", "absolute"] = "relative"
+    eps: dict[str, float] = Field(default_factory=dict)
+    norm: Norm = "linf"
+    goal: Goal = "loss"
+    max_steps: int = Field(10, ge=0)
+    stop_when_fooled: bool = True
+
+    @property
+    def needs(self) -> Literal["generator"]:
+        """What the attack starts from."""
+        return "generator"
+
+    @property
+    def summary(self) -> str:
+        """The settings that a number depends on, in one line."""
+        what = ",".join(self.sites) if self.sites else f"{self.move} {self.group}"
+        sizes = " ".join(f"{glob}={size:g}" for glob, size in self.step_size.items())
+        budget = " ".join(f"{glob}<={size:g}" for glob, size in self.eps.items()) or "no budget"
+        return f"{what}; {self.goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
+
+    def moved(self, space: Space) -> list[str]:
+        """The sites of `space` that this attack moves.
+
+        Raises:
+            ValueError: if there are none; it lists what there is.
+        """
+        if self.sites:
+            return select(space.sites, self.sites)
+        kinds = {"style": ("style",), "noise": ("noise",), "both": ("style", "noise")}[self.move]
+        chosen = [
+            name
+            for name, site in space.sites.items()
+            if name.split("/")[0] in kinds and self.group in ("all", site.group)
+        ]
+        if not chosen:
+            raise ValueError(
+                f"{space.name} has no {self.group} {self.move} site; on offer: {', '.join(space.sites)}"
+            )
+        return chosen
+
+    def steps(self, space: Space, moved: list[str]) -> Steps:
+        """The step rule for these sites.
+
+        Raises:
+            ValueError: if a site has no step size.
+        """
+        size, eps = {}, {}
+        for name in moved:
+            unit = space.sites[name].scale if self.unit == "relative" else 1.0
+            step, radius = lookup(self.step_size, name), lookup(self.eps, name)
+            if step is None:
+                raise ValueError(f"no step size for {name}: add a glob to step_size, which has {sorted(self.step_size)}")
+            size[name] = step * unit
+            if radius is not None:
+                eps[name] = radius * unit
+        return Steps(size, self.norm, eps)
+
+    def __call__(
+        self,
+        task: Task,
+        model: nn.Module,
+        space: Space,
+        latents: Latents,
+        labels: Tensor,
+        *,
+        targets: Tensor | None = None,
+        compute: Compute | None = None,
+        record: bool = False,
+    ) -> Outcome:
+        """Attack the images these latents render to. See `run_attack`."""
+        moved = self.moved(space)
+        return run_attack(
+            task, model, space, latents, labels, self.steps(space, moved), moved, self.max_steps,
+            goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, compute=compute, record=record,
+        )  # fmt: skip
+
+
+PAPER_STEP_SIZE = {"style/*": 0.004, "noise/*": 0.2}
+"""Absolute step sizes on LSUN (Sec. 3.1); CelebA-HQ: 0.004 and 0.1; targeted LSUN: 0.005 and 0.2."""

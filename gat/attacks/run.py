@@ -1,0 +1,239 @@
+"""One attack on one batch, from start to verdict: the part that all attacks share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gat.attacks.ascent import Move, ascend
+from gat.attacks.frozen import frozen
+from gat.attacks.objective import TaskObjective, mixed_precision
+from gat.attacks.steps import l2_norm, linf_norm
+from gat.latents import Images, Latents, PerExample, Verdicts, split, take
+from gat.protocols import Renderer, Space, Task
+
+Goal = Literal["loss", "least_likely", "targeted"]
+
+
+@dataclass
+class Outcome:
+    """What an attack did to every example, in order. Everything was measured in float32 outside the attack's loop.
+
+    Attributes:
+        start_images, images: before and after.
+        latents: the moved latents after the attack.
+        clean_predictions, predictions: the model's answers to those.
+        attacked: right at the start; the others are left alone.
+        success: attacked, and fooled after (targeted: answering the target).
+        iterations: gradient steps until fooled, or all that were taken; 0 if the start was wrong already.
+        loss: the task's loss on the true label, after.
+        distances: 'linf_pixels', 'l2_pixels' between the images; 'linf_<kind>', 'l2_<kind>' for every kind of latent moved.
+        forwards, backwards: passes through the attacked model, the two outside the loop included.
+        zero_gradients: steps at which the attack saw no gradient.
+        targets: classes aimed at, if any.
+        trajectory: with `record`, images of every iterate, [t, b, c, h, w].
+    """
+
+    start_images: Images
+    images: Images
+    latents: Latents
+    clean_predictions: Tensor
+    predictions: Tensor
+    attacked: Verdicts
+    success: Verdicts
+    iterations: Int[Tensor, " b"]
+    loss: PerExample
+    distances: dict[str, PerExample]
+    forwards: Int[Tensor, " b"]
+    backwards: Int[Tensor, " b"]
+    zero_gradients: Int[Tensor, " b"]
+    targets: Tensor | None = None
+    trajectory: Float[Tensor, "t b c h w"] | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute, never what.
+
+    Attributes:
+        width: batch size of every pass.
+        autocast: mixed precision inside the loop; None is float32.
+        gradient_scale: of losses, against float16 underflow.
+        sync_every: see `ascend`.
+    """
+
+    width: int = 128
+    autocast: torch.dtype | None = None
+    gradient_scale: float = 1.0
+    sync_every: int | None = None
+
+    @classmethod
+    def of(cls, mixed_precision: str, width: int = 128) -> "Compute":
+        """From Accelerate's 'no', 'bf16' or 'fp16'."""
+        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+        return cls(width, dtype, 2.0**12 if dtype == torch.float16 else 1.0)
+
+
+@dataclass
+class Look:
+    """The model's float32 view of some images."""
+
+    images: Images
+    outputs: Tensor
+    loss: PerExample
+    wrong: Verdicts
+    predictions: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@torch.no_grad()
+def look(task: Task, model: nn.Module, renderer: Renderer, moved: Latents, labels: Tensor, width: int) -> Look:
+    """Render and judge all examples in batches of `width`, in float32, whatever precision the attack uses."""
+    images, outputs = [], []
+    with mixed_precision(labels.device, None):
+        for rows in torch.arange(len(labels), device=labels.device).split(width):
+            images.append(renderer(take(moved, rows), rows).float())
+            outputs.append(model(images[-1]).float())
+    every = torch.cat(outputs)
+    return Look(torch.cat(images), every, task.loss(every, labels), task.wrong(every, labels), task.predict(every))
+
+
+def choose_targets(task: Task, outputs: Tensor, labels: Tensor, goal: Goal, targets: Tensor | None) -> Tensor | None:
+    """The classes to aim at: none, the least likely of each example (but never its label), or the given ones.
+
+    Raises:
+        ValueError: for a targeted attack without targets or with one that is the label.
+    """
+    if goal == "loss":
+        return None
+    if goal == "least_likely":
+        return task.least_likely(outputs, labels)
+    if targets is None:
+        raise ValueError("a targeted attack needs targets, one class per example")
+    if bool((targets == labels).any()):
+        raise ValueError(f"{int((targets == labels).sum())} targets equal the label; aim at another class")
+    return targets
+
+
+def run_attack(
+    task: Task,
+    model: nn.Module,
+    space: Space,
+    latents: Latents,
+    labels: Tensor,
+    move: Move,
+    moved: Sequence[str],
+    max_steps: int,
+    *,
+    goal: Goal = "loss",
+    targets: Tensor | None = None,
+    stop_when_fooled: bool = True,
+    keep: Literal["best", "last"] = "best",
+    starts: Sequence[Latents] | None = None,
+    compute: Compute | None = None,
+    record: bool = False,
+) -> Outcome:
+    """Attack every example the model gets right at its start; the others are left alone.
+
+    The model is used in eval mode and left exactly as found: mode, parameters, `.grad`, batch-norm statistics, global random
+    state.
+
+    Args:
+        latents: of all sites, where the attack begins.
+        moved: names of the sites that move.
+        goal: 'loss' ascends the true label's loss; 'least_likely' descends that of the class least likely at the start (the
+            paper's choice); 'targeted' descends that of `targets` and only counts hits.
+        starts: alternative first iterates of the moved sites (random restarts), tried in turn on what is not fooled yet;
+            distances are measured from `latents` all the same.
+    """
+    compute = compute or Compute()
+    device = labels.device
+    home, _ = split(latents, moved)
+    with frozen(model):
+        renderer = space.freeze(latents, moved)
+        before = look(task, model, renderer, home, labels, compute.width)
+        targets = choose_targets(task, before.outputs, labels, goal, targets)
+        objective = TaskObjective(task, model, renderer, labels, targets, goal == "targeted", compute.autocast)
+
+        best = {name: value.clone() for name, value in home.items()}
+        n = len(labels)
+        fooled = torch.zeros(n, dtype=torch.bool, device=device)
+        loss = torch.full([n], -torch.inf, device=device)
+        iterations, zero_gradients = torch.zeros(n, dtype=torch.long, device=device), torch.zeros(n, dtype=torch.long, device=device)
+        forwards, backwards = torch.full([n], 2, device=device), torch.zeros(n, dtype=torch.long, device=device)
+        trajectory = None
+        for attempt in starts or [home]:
+            todo = (~before.wrong & ~fooled).nonzero().squeeze(1)
+            if len(todo) == 0:
+                break
+            ascent = ascend(
+                lambda moved, rows, todo=todo: objective(moved, todo[rows]),
+                take(attempt, todo),
+                move,
+                max_steps,
+                stop_when_fooled=stop_when_fooled,
+                keep=keep,
+                width=compute.width,
+                center=take(home, todo),
+                sync_every=compute.sync_every,
+                gradient_scale=compute.gradient_scale,
+                record=record,
+            )
+            better = (ascent.fooled & ~fooled[todo]) | (ascent.loss > loss[todo])
+            won = todo[better]
+            for name, value in ascent.latents.items():
+                best[name][won] = value[better]
+            loss[won], fooled[won] = ascent.loss[better], ascent.fooled[better]
+            iterations[todo] += ascent.iterations
+            forwards[todo] += ascent.forwards
+            backwards[todo] += ascent.backwards
+            zero_gradients[todo] += ascent.zero_gradients
+            if record:
+                trajectory = _render_trajectory(renderer, ascent.trajectory, home, todo, compute.width)
+        after = look(task, model, renderer, best, labels, compute.width)
+    hit = ~task.wrong(after.outputs, targets) if goal == "targeted" and targets is not None else after.wrong
+    return Outcome(
+        start_images=before.images,
+        images=after.images,
+        latents=best,
+        clean_predictions=before.predictions,
+        predictions=after.predictions,
+        attacked=~before.wrong,
+        success=hit & ~before.wrong,
+        iterations=iterations,
+        loss=after.loss,
+        distances=_distances(home, best, before.images, after.images),
+        forwards=forwards,
+        backwards=backwards,
+        zero_gradients=zero_gradients,
+        targets=targets,
+        trajectory=trajectory,
+    )
+
+
+def _distances(home: Latents, best: Latents, start_images: Tensor, images: Tensor) -> dict[str, PerExample]:
+    distances = {"linf_pixels": linf_norm(images - start_images), "l2_pixels": l2_norm(images - start_images)}
+    kinds: dict[str, list[Tensor]] = {}
+    for name, value in best.items():
+        kinds.setdefault(name.split("/")[0], []).append((value - home[name]).flatten(1))
+    for kind, offsets in kinds.items():
+        offset = torch.cat(offsets, dim=1)
+        distances[f"linf_{kind}"], distances[f"l2_{kind}"] = linf_norm(offset), l2_norm(offset)
+    return distances
+
+
+@torch.no_grad()
+def _render_trajectory(
+    renderer: Renderer, trajectory: Latents, home: Latents, todo: Tensor, width: int
+) -> Float[Tensor, "t b c h w"]:
+    """Images of all iterates of all examples; those that were not attacked stand still."""
+    everyone = torch.arange(len(next(iter(home.values()))), device=todo.device)
+    frames = []
+    for t in range(len(next(iter(trajectory.values())))):
+        frame = {name: value.clone() for name, value in home.items()}
+        for name, value in trajectory.items():
+            frame[name][todo] = value[t]
+        frames.append(torch.cat([renderer(take(frame, rows), rows) for rows in everyone.split(width)]))
+    return torch.stack(frames)

@@ -1,0 +1,220 @@
+"""The root of a run's configuration, and the objects it describes: where all rooms meet."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import nn
+
+from gat.attacks import Compute
+from gat.config import Config, ConfigError, dump
+from gat.evaluation.evaluate import EvaluationSettings, protocols
+from gat.evaluation.gallery import GallerySettings
+from gat.training.loop import TrainSettings
+from gat.training.methods import MethodConfig, Standard, Tools
+from generators import GeneratorConfig
+from tasks.classification import ClassificationTask
+from tasks.datasets import ClassificationDataset, DatasetConfig
+from tasks.datasets.fashion_mnist import FashionMNISTConfig
+from tasks.models import ModelConfig
+from tasks.models.small_resnet import SmallResNetConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ORIGINAL = "original"  # the model before the method, in records and tables
+
+
+class RunConfig(Config):
+    """One run: teach a classifier on clean images, go on with a method, judge both.
+
+    Attributes:
+        name: of the run; its folder is `out` or runs/<name>.
+        data: images and labels.
+        model: the classifier. With `weights` it is taken as it is and `original` is skipped.
+        generator: whose latents are moved; needed by the gat method and by attacks on latents.
+        oracle: an independent, robust classifier that judges whether adversarial images still show their label. It is never
+            attacked and never trained on. Give it `weights`.
+        original: training on clean images, from random weights.
+        method, train: what follows from there.
+        mixed_precision: None leaves it to `accelerate launch --mixed_precision`.
+        trackers: besides metrics.jsonl: tensorboard, trackio, wandb.
+    """
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    out: Path | None = None
+    seed: int = Field(0, ge=0)
+    data: DatasetConfig = FashionMNISTConfig()
+    model: ModelConfig = SmallResNetConfig()
+    generator: GeneratorConfig | None = None
+    oracle: ModelConfig | None = None
+    original: TrainSettings = TrainSettings()
+    method: MethodConfig = Standard()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gallery: GallerySettings | None = None
+    width: int = Field(128, ge=1, description="batch size of attacks while training")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run goes."""
+        return self.out or Path("runs") / self.name
+
+
+@dataclass
+class Run:
+    """The objects of a configuration, on their device."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    train_data: ClassificationDataset
+    test_data: ClassificationDataset
+    tools: Tools
+
+    def new_model(self) -> nn.Module:
+        """A freshly built classifier; the same for the same seed."""
+        torch.manual_seed(self.config.seed)
+        image_size = self.train_data[0]["images"].shape[-1]
+        return self.config.model.build(len(self.train_data.classes), image_size).to(self.accelerator.device)
+
+    def model_path(self, name: str) -> Path:
+        """Where the weights of a finished model lie."""
+        return self.config.folder / f"{name}.safetensors"
+
+    def finished_model(self, name: str) -> nn.Module:
+        """A model of this run, read from its file.
+
+        Raises:
+            ValueError: if the file is missing or is of another model.
+        """
+        config = self.config.model.model_copy(update={"weights": self.model_path(name)})
+        size = self.train_data[0]["images"].shape[-1]
+        return config.build(len(self.train_data.classes), size).to(self.accelerator.device).eval()
+
+    def save_model(self, model: nn.Module, name: str) -> None:
+        """Atomically, by the main process."""
+        if self.accelerator.is_main_process:
+            path = self.model_path(name)
+            temporary = path.with_name(path.name + ".tmp")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
+                temporary,
+            )
+            os.replace(temporary, path)
+        self.accelerator.wait_for_everyone()
+
+
+def open_run(config: RunConfig) -> Run:
+    """Build everything but the classifier.
+
+    Raises:
+        ConfigError: if the settings do not fit each other or this machine.
+    """
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(f"trackers: {tracker} is not installed; pip install 'gat-robust[{tracker}]'")
+    if config.method.needs_generator and config.generator is None:
+        raise ConfigError(
+            f"method {config.method.name} needs a generator; on offer: generator.name=stylegan2"
+        )
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_dir=str(config.folder),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}: each would overwrite the "
+            "others' files. On CPUs launch with: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train_gat.py ..."
+        )
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ConfigError("mixed_precision fp16 does nothing on a CPU; take bf16 or no")
+    accelerator.init_trackers(config.name)
+
+    train_data, test_data = config.data.build("train"), config.data.build("test")
+    compute = Compute.of(accelerator.mixed_precision, config.width)
+    generator = None
+    if config.generator is not None:
+        dtype = compute.autocast if compute.autocast == torch.bfloat16 else torch.float32
+        generator = config.generator.build(train_data.classes, accelerator.device, dtype)
+        drawn, wanted = generator.generator.config.img_resolution, train_data[0]["images"].shape[-1]
+        if drawn != wanted:
+            raise ConfigError(
+                f"the generator draws {drawn} px images, but the data has {wanted} px; set the data's size"
+            )
+    oracle = None
+    if config.oracle is not None:
+        weights = getattr(config.oracle, "weights", None)
+        if weights is None:
+            raise ConfigError("oracle.weights: an oracle is trained beforehand; name its weights")
+        if not weights.is_file() and (REPOSITORY / weights).is_file():
+            weights = REPOSITORY / weights
+        settings = config.oracle.model_copy(update={"weights": weights})
+        oracle = settings.build(len(train_data.classes), train_data[0]["images"].shape[-1])
+        oracle = oracle.to(accelerator.device).eval().requires_grad_(False)
+    tools = Tools(ClassificationTask(train_data.classes), generator, oracle, compute)
+    return Run(config, accelerator, train_data, test_data, tools)
+
+
+def write_provenance(run: Run) -> None:
+    """config.yaml, itself a valid --config, and provenance.json."""
+    if not run.accelerator.is_main_process:
+        return
+    config, folder = run.config, run.config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config))
+    packages = ("torch", "torchvision", "accelerate", "timm", "numpy")
+    facts: dict[str, Any] = {
+        "command": f"python train_gat.py --config {folder / 'config.yaml'}",
+        "classes": list(run.train_data.classes),
+        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
+        "trained_on": {ORIGINAL: [], config.method.name: list(config.method.trained_on())},
+        "data": {"name": run.train_data.name, "train": len(run.train_data), "test": len(run.test_data)},
+        "protocols": protocols(config.evaluation),
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "hardware": {
+            "device": _device_name(run.accelerator.device),
+            "threads": torch.get_num_threads(),
+            "processes": run.accelerator.num_processes,
+            "mixed_precision": run.accelerator.mixed_precision,
+        },
+    }
+    (folder / "provenance.json").write_text(json.dumps(facts, indent=1))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str:
+    """Of the code that ran, marked if it was changed; '' outside a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,80 @@
+"""Train a classifier on clean and adversarial images, judge it before and after, and write the page.
+
+Example:
+    gat train --config configs/quickstart.yaml
+    accelerate launch train_gat.py --config configs/quickstart.yaml train.steps=2000 seed=1
+
+The same command again goes on where a run stopped. Everything is written to runs/<name>: the weights of both models,
+metrics.jsonl, records.jsonl, gallery.json and report.html.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run, write_provenance
+from gat.config import dump, load
+from gat.evaluation.evaluate import evaluate
+from gat.evaluation.gallery import make_gallery
+from gat.report import write_report
+from gat.report.gallery import write_gallery
+from gat.training.loop import train
+from gat.training.methods import Standard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], help="YAML file; a later one wins"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=1e-3 or seed=1")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load(RunConfig, args.config, args.overrides)
+    if args.dry_run:
+        print(dump(config), end="")
+        return 0
+    current = open_run(config)
+    write_provenance(current)
+    train_models(current)
+    judge(current)
+    current.accelerator.end_training()
+    if current.accelerator.is_main_process:
+        page = write_report(config.folder)
+        print(json.dumps({"run": str(config.folder), "page": str(page)}) if args.json else f"page: {page}")
+    return 0
+
+
+def train_models(current: Run) -> None:
+    """The original on clean images, then the method from there. What is finished is not done again."""
+    config, tools = current.config, current.tools
+
+    if not current.model_path(ORIGINAL).exists():
+        model = current.new_model()
+        if getattr(config.model, "weights", None) is None:
+            model = train(
+                model, current.train_data, Standard(), tools, config.original, current.accelerator,
+                config.folder / "training" / ORIGINAL, config.seed, stage=ORIGINAL,
+            )  # fmt: skip
+        current.save_model(model, ORIGINAL)
+
+    name = config.method.name
+    if not current.model_path(name).exists():
+        model = train(
+            current.finished_model(ORIGINAL), current.train_data, config.method, tools, config.train, current.accelerator,
+            config.folder / "training" / name, config.seed + 1, stage=name,
+        )  # fmt: skip
+        current.save_model(model, name)
+
+
+def judge(current: Run) -> None:
+    """Records and gallery of both models."""
+    config, tools = current.config, current.tools
+    models = {name: current.finished_model(name) for name in (ORIGINAL, config.method.name)}
+    evaluate(models, current.test_data, tools, config.evaluation, current.accelerator, config.folder)
+    if config.gallery is not None and current.accelerator.is_main_process:
+        items = make_gallery(models, tools, config.gallery)
+        write_gallery(config.folder, items, current.train_data.classes, config.gallery.seed)
+    current.accelerator.wait_for_everyone()

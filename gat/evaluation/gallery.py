@@ -1,0 +1,90 @@
+"""Which examples are shown: chosen by seed, never by hand."""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from gat.attacks import Compute, LatentAttack
+from gat.attacks.run import Outcome
+from gat.config import Config
+from gat.evaluation.evaluate import read_labels
+from gat.progress import progress
+from gat.report.gallery import GalleryItem, Panel
+from gat.training.methods import Tools
+
+
+class GallerySettings(Config):
+    """What is shown.
+
+    Attributes:
+        attack: moved in turn by `move` and `group`.
+        groups: of layers.
+        num_examples: random latents, the first ones of this seed; the same in every group and for every model.
+    """
+
+    attack: LatentAttack = LatentAttack()
+    groups: tuple[str, ...] = ("coarse", "middle", "fine", "all")
+    num_examples: int = Field(6, ge=1)
+    seed: int = 2
+
+
+def make_gallery(models: Mapping[str, nn.Module], tools: Tools, settings: GallerySettings) -> list[GalleryItem]:
+    """Original, noise-based and style-based image of the same latents, per model and layer group (Fig. 3 of the paper).
+
+    Raises:
+        ValueError: without a generator.
+    """
+    space = tools.generator
+    if space is None:
+        raise ValueError("a gallery needs a generator")
+    ids = torch.arange(settings.num_examples)
+    order = torch.randperm(len(space.classes), generator=torch.Generator().manual_seed(settings.seed))
+    labels = order[ids % len(order)]
+    latents = space.sample(labels, ids, settings.seed)
+    labels = labels.to(next(iter(latents.values())).device)
+    items = []
+    with progress("drawing the gallery", total=len(models) * len(settings.groups)) as advance:
+        for model_name, model in models.items():
+            for group in settings.groups:
+                outcomes = {}
+                for move in ("noise", "style"):
+                    attack = LatentAttack.model_validate({**settings.attack.model_dump(), "group": group, "move": move})
+                    outcomes[move] = attack(tools.task, model, space, latents, labels, compute=tools.compute)
+                items += _items(model_name, group, ids.tolist(), labels.tolist(), outcomes, tools)
+                advance(1)
+    return items
+
+
+def _items(
+    model: str, group: str, ids: list[int], labels: list[int], outcomes: Mapping[str, Outcome], tools: Tools
+) -> list[GalleryItem]:
+    first = next(iter(outcomes.values()))
+    width = (tools.compute or Compute()).width
+    nobody: list[int | None] = [None] * len(ids)
+    oracle_start = read_labels(tools.oracle, first.start_images, width) or nobody
+    oracle = {move: read_labels(tools.oracle, outcome.images, width) or nobody for move, outcome in outcomes.items()}
+    return [
+        GalleryItem(
+            model=model,
+            group=group,
+            id=example,
+            label=labels[i],
+            original=first.start_images[i],
+            prediction=int(first.clean_predictions[i]),
+            oracle=oracle_start[i],
+            panels=tuple(
+                Panel(
+                    kind=move,
+                    image=outcome.images[i],
+                    prediction=int(outcome.predictions[i]),
+                    success=bool(outcome.success[i]),
+                    iterations=int(outcome.iterations[i]),
+                    oracle=oracle[move][i],
+                )
+                for move, outcome in outcomes.items()
+            ),
+        )
+        for i, example in enumerate(ids)
+    ]

@@ -1,0 +1,90 @@
+"""One record per example, model and attack: the only thing tables, curves and pages are made from.
+
+A run folder holds
+
+    config.yaml              the resolved configuration, itself a valid --config
+    provenance.json          versions, git commit, seeds, devices, hashes of weights
+    metrics.jsonl            training curve: one row per report, with `step`
+    records.jsonl            the records below
+    gallery.json, gallery.npz   pictures (see gat.report.gallery)
+    report.html, report.json, report.md
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened to one example.
+
+    Attributes:
+        model: which model, for example 'original' or 'gat'.
+        attack: 'none' for clean images, else the attack's name, for example 'gat', 'gat-style-coarse' or 'pgd-linf'.
+        protocol: id of the settings the attack ran under; two numbers compare only under the same id.
+        source: where the starting image came from: 'real' or 'generated'.
+        id: index of the example in its split, or of its random latents.
+        label: true class.
+        clean_prediction: on the starting image.
+        prediction: on the attacked image (the starting image for attack 'none').
+        success: the model was right on the starting image and is not on the attacked one (for a targeted attack: and answers the target).
+        target: class aimed at, None if not targeted.
+        iterations: gradient steps taken until success, or all of them; 0 if there was nothing to attack.
+        loss: of the model on the attacked image, float32.
+        distances: name -> value, for example {'linf_pixels': 0.03, 'l2_style': 1.2}.
+        forwards, backwards: passes through the attacked model spent on this example.
+        oracle_clean, oracle: class the independent oracle reads on the starting and on the attacked image; None if none was asked.
+    """
+
+    model: str
+    attack: str
+    protocol: str
+    source: str
+    id: int
+    label: int
+    clean_prediction: int
+    prediction: int
+    success: bool
+    iterations: int = 0
+    loss: float = 0.0
+    target: int | None = None
+    distances: dict[str, float] = field(default_factory=dict)
+    forwards: int = 0
+    backwards: int = 0
+    oracle_clean: int | None = None
+    oracle: int | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Right on the attacked image, and right before: an attack cannot turn a wrong example right."""
+        return self.prediction == self.label and self.clean_prediction == self.label
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write all records, one JSON object per line, atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        for record in records:
+            file.write(json.dumps(asdict(record)) + "\n")
+    os.replace(temporary, path)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        ValueError: naming the line that is not a record.
+    """
+    known = {field.name for field in fields(Record)}
+    records = []
+    with open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                records.append(Record(**row))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a record ({error}); a record has {sorted(known)}") from error
+    return records

@@ -1,0 +1,164 @@
+"""A run folder, read as far as it can be read. What is missing or damaged is kept as a problem for the page to show."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from gat.evaluation.records import Record, read_records
+from gat.report.gallery import JSON_NAME, Gallery, read_gallery
+
+T = TypeVar("T")
+
+FILES = {
+    "records.jsonl": "no accuracies, tables or curves can be shown",
+    "gallery.json": "no pictures can be shown",
+    "metrics.jsonl": "no training curves can be shown",
+    "config.yaml": "what was run is not known",
+    "provenance.json": "versions, commit, seeds and hardware are not known",
+}
+"""What a run folder should hold, and what the page lacks without it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is missing or cannot be read."""
+
+    file: str
+    text: str
+    missing: bool
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """All that a report is made from.
+
+    Attributes:
+        name: of the folder.
+        config_text: config.yaml as it is; '' if missing.
+        config: the same, parsed.
+        provenance: see `write_report` for the entries that are used.
+        metrics: rows of metrics.jsonl.
+        records: in the order of the file.
+        gallery: None if missing.
+        problems: files that are missing or damaged.
+    """
+
+    name: str
+    config_text: str = ""
+    config: Any = None
+    provenance: dict[str, Any] | None = None
+    metrics: tuple[dict[str, Any], ...] = ()
+    records: tuple[Record, ...] = ()
+    gallery: Gallery | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, from the provenance or the gallery; () if neither knows."""
+        named = (self.provenance or {}).get("classes")
+        if isinstance(named, list):
+            return tuple(map(str, named))
+        return self.gallery.classes if self.gallery else ()
+
+    @property
+    def task(self) -> str:
+        """Name of the task in the config; '' if it says none."""
+        task = self.config.get("task") if isinstance(self.config, dict) else None
+        name = task.get("name", "") if isinstance(task, dict) else task
+        return str(name or "")
+
+    @property
+    def seeds(self) -> list[int]:
+        """From the provenance, else the config; [] if neither says."""
+        for source in (self.provenance, self.config):
+            if isinstance(source, dict):
+                seeds = source.get("seeds", source.get("seed"))
+                if isinstance(seeds, dict):
+                    seeds = list(seeds.values())
+                if isinstance(seeds, int):
+                    seeds = [seeds]
+                if isinstance(seeds, list):
+                    return sorted({seed for seed in seeds if isinstance(seed, int)})
+        return []
+
+
+def _read_config(path: Path) -> tuple[str, Any]:
+    text = path.read_text()
+    try:
+        return text, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({error})") from error
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"should be a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # the run was stopped, or is still going, in the middle of this line
+                break
+            raise ValueError(f"line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} should be a JSON object, got a {type(row).__name__}")
+        rows.append(row)
+    return tuple(rows)
+
+
+def _read_all_records(path: Path) -> tuple[Record, ...]:
+    records = tuple(read_records(path))
+    if not records:
+        raise ValueError("there is no record in it")
+    return records
+
+
+def read_run(run: Path) -> RunFolder:
+    """Read all files of a run folder; a missing or damaged one becomes a problem, not an error.
+
+    Raises:
+        ValueError: if `run` is not a folder, or holds none of the files.
+    """
+    if not run.is_dir():
+        raise ValueError(f"{run} is not a run folder: there is no such folder")
+    if not any((run / name).exists() for name in FILES):
+        raise ValueError(f"{run} is not a run folder: it holds none of {', '.join(FILES)}")
+    problems = []
+
+    def attempt(name: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            missing = Path(error.filename or name).name
+            problems.append(Problem(missing, f"{missing} is missing: {FILES[name]}.", missing=True))
+        except (ValueError, OSError) as error:
+            problems.append(Problem(name, f"{name} cannot be read, so {FILES[name]}: {error}", missing=False))
+        return None
+
+    records = attempt("records.jsonl", lambda: _read_all_records(run / "records.jsonl"))
+    gallery = attempt(JSON_NAME, lambda: read_gallery(run))
+    metrics = attempt("metrics.jsonl", lambda: _read_metrics(run / "metrics.jsonl"))
+    config = attempt("config.yaml", lambda: _read_config(run / "config.yaml"))
+    provenance = attempt("provenance.json", lambda: _read_provenance(run / "provenance.json"))
+    text, parsed = config or ("", None)
+    return RunFolder(
+        name=run.resolve().name,
+        config_text=text,
+        config=parsed,
+        provenance=provenance,
+        metrics=metrics or (),
+        records=records or (),
+        gallery=gallery,
+        problems=tuple(problems),
+    )

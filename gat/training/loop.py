@@ -1,0 +1,244 @@
+"""The training loop, all of it: teach a model with a method until the last step, resumable at any checkpoint."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+from gat.config import Config
+from gat.progress import progress
+from gat.protocols import Task
+from gat.training.batches import EndlessBatches
+from gat.training.methods import Lesson, Method, Tools
+
+
+class TrainSettings(Config):
+    """How long and how fast.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: clean images per step and process.
+        accumulate: micro-batches per step; the batch is split among them.
+        lr, warmup_steps, schedule: peak learning rate, linear warm-up, then 'cosine' to zero, 'linear' to zero or 'constant'.
+        clip_norm: of the gradient; 0 is off.
+        ema_decay: average the weights and return the average; 0 is off.
+        log_every, save_every: steps. `save_every` 0 saves at the end only.
+        num_workers: of the data loader.
+    """
+
+    steps: int = Field(600, ge=0)
+    batch_size: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float = Field(1.0, ge=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(200, ge=0)
+    num_workers: int = Field(0, ge=0)
+
+    def lr_at(self, step: int) -> float:
+        """A function of the step alone, so it needs no state and no number of processes."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return self.lr * {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]
+
+
+class DivergedError(FloatingPointError):
+    """The loss is not a number any more. What was saved before stays as it is."""
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset[Mapping[str, Any]],
+    method: Method,
+    tools: Tools,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    folder: Path,
+    seed: int = 0,
+    stage: str = "train",
+) -> nn.Module:
+    """Teach `model` in place and return it (or its running average, with `ema_decay`).
+
+    Writes `folder/state.pt` to resume from and appends to `folder/metrics.jsonl`. Called again with the same arguments it
+    goes on where it stopped and ends bit-equal to a run that was never stopped.
+
+    Args:
+        dataset: items {"images": [3, h, w] in [0, 1], "labels": int}.
+        tools: task, generator, oracle.
+        stage: name in the log.
+
+    Raises:
+        DivergedError: when the loss is NaN or infinite.
+        ValueError: when `state.pt` belongs to another run.
+    """
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(device)
+    optimizer = _optimizer(model, settings)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)) if settings.ema_decay else None
+    run = _State(folder, accelerator, model, optimizer, average, settings)
+    step = run.load()
+    # Only the wrapper is handed to Accelerate, which patches its forward and may put DDP around it. `model` itself stays
+    # plain: attacks use it without collectives, without autocast surprises, and as many passes as each process needs.
+    learner, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
+    batches = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)  # type: ignore[arg-type]
+    loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=settings.num_workers))
+    log = _Log(folder / "metrics.jsonl", accelerator, stage, step)
+
+    with progress(f"training {stage}", total=settings.steps, done=step) as advance:
+        while step < settings.steps:
+            key = step * world + rank
+            torch.manual_seed((seed * 1_000_003 + key) % 2**63)  # for dropout and the like
+            batch = next(loader)
+            images, labels = batch["images"].to(device), batch["labels"].to(device)
+
+            # 1. Make this step's images: clean ones, and what fools the model as it is now.
+            lesson = method.lesson(tools, model, images, labels, key)
+
+            # 2. Learn from them.
+            model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr_at(step)
+            losses = _backward(accelerator, learner, tools.task, lesson, settings.accumulate)
+            if settings.clip_norm:
+                accelerator.clip_grad_norm_(learner.parameters(), settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if average is not None:
+                average.update_parameters(model)
+
+            # 3. Report and save.
+            step += 1
+            log.add(losses, lesson)
+            if step % settings.log_every == 0 or step == settings.steps:
+                log.write(step, settings.lr_at(step - 1))
+            if step == settings.steps or (settings.save_every and step % settings.save_every == 0):
+                run.save(step)
+            advance(1)
+    return model if average is None else average.module
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Weight decay is for matrices and filters, not for biases and norms."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.AdamW(groups, settings.lr)
+
+
+def _backward(accelerator: Accelerator, learner: nn.Module, task: Task, lesson: Lesson, accumulate: int) -> Tensor:
+    """One forward and backward pass (or `accumulate` smaller ones). Returns the loss of every image."""
+    losses = []
+    parts = torch.arange(len(lesson.images), device=lesson.images.device).split(-(-len(lesson.images) // accumulate))
+    for i, rows in enumerate(parts):
+        with accelerator.no_sync(learner) if i < len(parts) - 1 else accelerator.accumulate(learner):
+            loss = task.loss(learner(lesson.images[rows]), lesson.labels[rows])
+            accelerator.backward(loss.sum() / len(lesson.images))
+        losses.append(loss.detach())
+    return torch.cat(losses)
+
+
+class _Log:
+    """Means since the last report, one JSON line each, and whatever trackers Accelerate runs. Asks the device only to write."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, stage: str, step: int) -> None:
+        self.path, self.accelerator, self.stage = path, accelerator, stage
+        self.sums: dict[str, list[Any]] = {}
+        self.start, self.images = time.perf_counter(), 0
+        if accelerator.is_main_process and path.exists():  # lines after the checkpoint will be written again
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def add(self, losses: Tensor, lesson: Lesson) -> None:
+        clean, adversarial = losses[: lesson.num_clean], losses[lesson.num_clean :]
+        for name, part in (("loss", losses), ("loss_clean", clean), ("loss_adversarial", adversarial)):
+            if len(part):
+                self.sums.setdefault(name, []).append(part.mean())
+        for name, value in lesson.facts.items():
+            self.sums.setdefault(name, []).append(torch.tensor(value))
+        self.images += len(losses)
+
+    def write(self, step: int, lr: float) -> None:
+        means = {name: float(torch.stack(values).mean()) for name, values in self.sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise DivergedError(
+                f"{self.stage}: the loss is {means['loss']} at step {step}; lower lr (now {lr:.2g}) or clip_norm. "
+                "The last checkpoint is intact: run the same command to go on from it."
+            )
+        speed = self.images * self.accelerator.num_processes / (time.perf_counter() - self.start)
+        row = {"stage": self.stage, "step": step, **means, "lr": lr, "images_per_sec": speed}
+        if self.accelerator.is_main_process:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.accelerator.log({f"{self.stage}/{name}": v for name, v in row.items() if name != "stage"}, step=step)
+        self.sums, self.start, self.images = {}, time.perf_counter(), 0
+
+
+class _State:
+    """Everything a run needs to go on: weights, optimiser, averages, fp16 scale. All else is a function of the step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        settings: TrainSettings,
+    ) -> None:
+        self.path, self.accelerator, self.settings = folder / "state.pt", accelerator, settings
+        self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        if average is not None:
+            self.parts["average"] = average
+        if accelerator.scaler is not None:
+            self.parts["scaler"] = accelerator.scaler
+
+    def load(self) -> int:
+        """Restore and return the step; 0 if there is nothing to restore."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        wanted = self.settings.model_dump(include={"batch_size", "optimizer", "ema_decay"})
+        if state["settings"] != wanted or state["num_processes"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"{self.path} is of a run with {state['settings']} on {state['num_processes']} processes, this one has "
+                f"{wanted} on {self.accelerator.num_processes}; choose another folder or remove it"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, step: int) -> None:
+        """Atomically: a killed process or a full disk leaves the last state as it was."""
+        if self.accelerator.is_main_process:
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            state |= {
+                "step": step,
+                "settings": self.settings.model_dump(include={"batch_size", "optimizer", "ema_decay"}),
+                "num_processes": self.accelerator.num_processes,
+            }
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            torch.save(state, temporary)
+            os.replace(temporary, self.path)
+        self.accelerator.wait_for_everyone()
