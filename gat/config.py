@@ -91,8 +91,9 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         if top is None:
             raise ConfigError(f"{path} is empty; wanted `key: value` lines")
         if not isinstance(top, yaml.MappingNode):
+            kind = type(top).__name__.removesuffix("Node").lower()
             raise ConfigError(
-                f"{path}, line {top.start_mark.line + 1}: wanted `key: value` lines, got a {top.id}"
+                f"{path}, line {top.start_mark.line + 1}: wanted `key: value` lines, got a {kind}"
             )
         plain = OmegaConf.to_container(OmegaConf.create(text))
     except yaml.MarkedYAMLError as error:
@@ -238,7 +239,8 @@ def _locate(cls: type[BaseModel], tree: Any, loc: Sequence[int | str]) -> tuple[
     holder_kind, holder, node = kind, tree, tree
     path: list[str] = []
     for part in loc:
-        present = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        is_item = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        present = part in node if isinstance(node, dict) else is_item
         if present:
             holder_kind, holder = kind, node
             kind, node = _child(kind, node, str(part))[0], node[part]

@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Latents = dict[str, Float[Tensor, "?b ..."]]
+Latents = dict[str, Float[Tensor, "..."]]
 Images = Float[Tensor, "b c h w"]  # RGB in [0, 1]
 PerExample = Float[Tensor, " b"]
 Verdicts = Bool[Tensor, " b"]
@@ -103,7 +103,12 @@ def seeded_uniform(seed: int, ids: Rows, shape: tuple[int, ...], stream: str = "
     start = _mix(_mix(ids.long() * golden + key) + key)
     counter = torch.arange(1, size + 1, device=ids.device) * golden
     bits = _mix(start[:, None] + counter[None, :])
-    return ((((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2**53).float().clamp(1e-7, 1 - 1e-7).reshape(-1, *shape)
+    return (
+        ((((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2**53)
+        .float()
+        .clamp(1e-7, 1 - 1e-7)
+        .reshape(-1, *shape)
+    )
 
 
 def seeded_normal(seed: int, ids: Rows, shape: tuple[int, ...], stream: str = "") -> Float[Tensor, "b ..."]:
@@ -111,6 +116,6 @@ def seeded_normal(seed: int, ids: Rows, shape: tuple[int, ...], stream: str = ""
     return torch.special.ndtri(seeded_uniform(seed, ids, shape, stream).double()).float()
 
 
-def per_example(value: Float[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+def per_example(value: Shaped[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
     """`value` with trailing axes of length one, to broadcast over each example of `like`."""
     return value.reshape(-1, *[1] * (like.ndim - 1))

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.distributed
 from rich.console import Console
@@ -30,6 +30,7 @@ LINE_EVERY_SEC = 10.0
 _bars: Progress | None = None  # the terminal's; what runs inside something else gets a bar below its bar
 
 
+@runtime_checkable
 class Advance(Protocol):
     def __call__(self, amount: int = 1, note: str = "") -> None:
         """Args:

@@ -25,6 +25,7 @@ from torchvision.utils import save_image
 
 from gat.training.batches import EndlessBatches
 from generators.stylegan2.augment import AdaptiveProbability, augment
+from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
 from generators.stylegan2.networks import Discriminator, Generator
 from tasks.datasets import DATASETS
@@ -40,6 +41,7 @@ class Settings:
     kimg: float = 500  # thousands of real images shown
     batch_size: int = 64  # per process
     seed: int = 0
+    license: str = "Apache-2.0"  # of the trained weights; goes into the file
     dtype: str = "bf16"  # of convolutions: bf16 or fp32
     threads: int = 0  # CPU threads; 0 is torch's choice
 
@@ -60,17 +62,27 @@ class Settings:
     ema_rampup: float = 0.1  # the half-life is at most this share of the images seen
     ada_target: float = 0.6  # 0 switches augmentation off
     flip: bool = False
-    noise_floor: float = 0.01  # noise inputs keep at least this strength, so that there is something to attack
+    noise_floor: float = (
+        0.01  # noise inputs keep at least this strength, so that there is something to attack
+    )
 
     tick_kimg: float = 4
     snapshot_kimg: float = 20
 
 
 def parse_settings() -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for field in fields(Settings):
-        kind = field.type if field.type is not bool else lambda text: {"true": True, "false": False}[text.lower()]
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar=str(field.default))
+        kind = (
+            field.type
+            if field.type is not bool
+            else lambda text: {"true": True, "false": False}[text.lower()]
+        )
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar=str(field.default)
+        )
     return Settings(**vars(parser.parse_args()))
 
 
@@ -108,9 +120,11 @@ def main() -> None:
     (out / "samples").mkdir(parents=True, exist_ok=True)
 
     # Data and networks.
-    dataset = DATASETS[settings.dataset].model_validate(
-        {"name": settings.dataset, **json.loads(settings.dataset_options)}
-    ).build("train")
+    dataset = (
+        DATASETS[settings.dataset]
+        .model_validate({"name": settings.dataset, **json.loads(settings.dataset_options)})
+        .build("train")
+    )
     num_classes, resolution = len(dataset.classes), dataset[0]["images"].shape[-1]
     config = StyleGAN2Config(
         z_dim=settings.z_dim,
@@ -170,7 +184,20 @@ def main() -> None:
         c = one_hot(torch.arange(num_classes).repeat_interleave(10))
         with torch.no_grad():
             grid = ema(z, c, noise="const")
-        save_image(grid.clamp(-1, 1) * 0.5 + 0.5, out / "samples" / f"{int(images_seen / 1000):06d}.png", nrow=10, padding=1)
+        save_image(
+            grid.clamp(-1, 1) * 0.5 + 0.5,
+            out / "samples" / f"{int(images_seen / 1000):06d}.png",
+            nrow=10,
+            padding=1,
+        )
+        card = {
+            "classes": json.dumps(list(dataset.classes)),
+            "license": settings.license,
+            "data": dataset.name,
+            "recipe": json.dumps(asdict(settings)),
+            "kimg": f"{images_seen / 1000:.0f}",
+        }
+        write_safetensors(out / "generator.safetensors", Checkpoint(config, ema.state_dict(), None, card))
 
     images_per_step = settings.batch_size * world
     total_steps = int(settings.kimg * 1000 / images_per_step)
@@ -179,6 +206,8 @@ def main() -> None:
     tick_start, tick_images = time.time(), images_seen
     next_snapshot = (images_seen // (settings.snapshot_kimg * 1000) + 1) * settings.snapshot_kimg * 1000
 
+    if step >= total_steps:
+        save()  # a finished run called again writes its files anew
     while step < total_steps:
         rng = seeded(settings.seed, step, rank)
         batch = next(loader)
@@ -238,7 +267,9 @@ def main() -> None:
             means = {name: float(value) / num_steps for name, value in totals.items()}
             means["sign"] = float(accelerator.reduce(torch.tensor(means["sign"], device=device), "mean"))
             if not all(abs(value) < float("inf") for value in means.values()):
-                raise FloatingPointError(f"training diverged at step {step}: {means}; the last good state is {state_file}")
+                raise FloatingPointError(
+                    f"training diverged at step {step}: {means}; the last good state is {state_file}"
+                )
             ada.update(means["sign"], images_seen - tick_images)
             sec = time.time() - tick_start
             speed = (images_seen - tick_images) / sec
@@ -247,7 +278,9 @@ def main() -> None:
                 row = {"kimg": images_seen / 1000, **means, "p": ada.p, "images_per_sec": speed}
                 with open(out / "log.jsonl", "a") as log:
                     log.write(json.dumps(row) + "\n")
-                print(" ".join(f"{k} {v:.3g}" for k, v in row.items()), f"| {left_min:.0f} min left", flush=True)
+                print(
+                    " ".join(f"{k} {v:.3g}" for k, v in row.items()), f"| {left_min:.0f} min left", flush=True
+                )
             totals, tick_start, tick_images = {}, time.time(), images_seen
         if images_seen >= next_snapshot or step == total_steps:
             save()

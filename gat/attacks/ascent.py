@@ -44,7 +44,9 @@ class Ascent:
     trajectory: dict[str, Float[Tensor, "t b ..."]] = field(default_factory=dict)
 
 
-def gradient(objective: Objective, latents: Latents, rows: Tensor, scale: float) -> tuple[Latents, PerExample, Verdicts]:
+def gradient(
+    objective: Objective, latents: Latents, rows: Tensor, scale: float
+) -> tuple[Latents, PerExample, Verdicts]:
     """Gradient of every example's own loss with respect to its own latents; nothing else is written anywhere."""
     leaves = {name: value.detach().requires_grad_() for name, value in latents.items()}
     with torch.enable_grad():
@@ -101,7 +103,11 @@ class _Slots:
 
     def keep(self, loss: PerExample, fooled: Verdicts, always: bool) -> None:
         """Let the current iterate be the best where it is: fooling beats not fooling, then a larger loss wins."""
-        better = (fooled & ~self.best_fooled) | ((fooled == self.best_fooled) & (loss > self.best_loss)) | (self.age == 0)
+        better = (
+            (fooled & ~self.best_fooled)
+            | ((fooled == self.best_fooled) & (loss > self.best_loss))
+            | (self.age == 0)
+        )
         better = (better | always) & ~self.finished
         self.iterations = torch.where(~self.finished & ~self.best_fooled, self.age, self.iterations)
         for name, value in self.latents.items():
@@ -127,7 +133,9 @@ class _Slots:
     def refill(self, free: Tensor, newcomers: "_Slots") -> "_Slots":
         """`newcomers` take the first of the free slots; those that are left over close."""
         order = torch.arange(len(self.rows), device=free.device)
-        order[free[: len(newcomers.rows)]] = len(order) + torch.arange(len(newcomers.rows), device=free.device)
+        order[free[: len(newcomers.rows)]] = len(order) + torch.arange(
+            len(newcomers.rows), device=free.device
+        )
         left = torch.ones_like(order, dtype=torch.bool)
         left[free[len(newcomers.rows) :]] = False
         order = order[left]
@@ -180,7 +188,9 @@ def ascend(
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     if n == 0 or max_steps < 0 or width < 1:
-        raise ValueError(f"need at least one example, one slot and no negative steps; got {n}, {width}, {max_steps}")
+        raise ValueError(
+            f"need at least one example, one slot and no negative steps; got {n}, {width}, {max_steps}"
+        )
     device = next(iter(start.values())).device
     sync_every = sync_every or (1 if device.type == "cpu" else 4)
     center = start if center is None else center
@@ -196,7 +206,9 @@ def ascend(
         zero_gradients=zeros.clone(),
     )
     if record:
-        result.trajectory = {name: value.expand(max_steps + 1, *value.shape).clone() for name, value in start.items()}
+        result.trajectory = {
+            name: value.expand(max_steps + 1, *value.shape).clone() for name, value in start.items()
+        }
     taken = zeros.clone()
 
     queued = min(width, n)

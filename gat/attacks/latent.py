@@ -58,7 +58,9 @@ class LatentAttack(Config):
         what = ",".join(self.sites) if self.sites else f"{self.move} {self.group}"
         sizes = " ".join(f"{glob}={size:g}" for glob, size in self.step_size.items())
         budget = " ".join(f"{glob}<={size:g}" for glob, size in self.eps.items()) or "no budget"
-        return f"{what}; {self.goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
+        return (
+            f"{what}; {self.goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
+        )
 
     def moved(self, space: Space) -> list[str]:
         """The sites of `space` that this attack moves.
@@ -91,7 +93,9 @@ class LatentAttack(Config):
             unit = space.sites[name].scale if self.unit == "relative" else 1.0
             step, radius = lookup(self.step_size, name), lookup(self.eps, name)
             if step is None:
-                raise ValueError(f"no step size for {name}: add a glob to step_size, which has {sorted(self.step_size)}")
+                raise ValueError(
+                    f"no step size for {name}: add a glob to step_size, which has {sorted(self.step_size)}"
+                )
             size[name] = step * unit
             if radius is not None:
                 eps[name] = radius * unit

@@ -53,5 +53,9 @@ class TaskObjective:
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """Autocast to `dtype`, or plain float32 even inside somebody else's autocast."""
     if dtype is None:
-        return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+        return (
+            torch.autocast(device.type, enabled=False)
+            if torch.is_autocast_enabled(device.type)
+            else nullcontext()
+        )
     return torch.autocast(device.type, dtype=dtype)

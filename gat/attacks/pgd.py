@@ -49,7 +49,9 @@ class PGD(Config):
     def summary(self) -> str:
         """The settings that a number depends on, in one line."""
         start = "random start" if self.random_start else "no random start"
-        return f"{self.norm} {self.eps * 255:g}/255; {self.goal}; {self.steps} steps; {self.restarts} x {start}"
+        return (
+            f"{self.norm} {self.eps * 255:g}/255; {self.goal}; {self.steps} steps; {self.restarts} x {start}"
+        )
 
     def __call__(
         self,
@@ -92,14 +94,18 @@ class PGD(Config):
         if self.norm == "linf":
             return (seeded_uniform(self.seed, ids, shape, stream) * 2 - 1) * self.eps
         direction = seeded_normal(self.seed, ids, shape, stream)
-        radius = seeded_uniform(self.seed, ids, (1,), stream + "/radius").squeeze(1) ** (1 / images[0].numel())
+        radius = seeded_uniform(self.seed, ids, (1,), stream + "/radius").squeeze(1) ** (
+            1 / images[0].numel()
+        )
         return direction * per_example(self.eps * radius / l2_norm(direction), direction)
 
     def attack_images(
         self, task: Task, model: nn.Module, images: Tensor, labels: Tensor, compute: Compute | None = None
     ) -> Outcome:
         """The same from images [b, c, h, w] in [0, 1]."""
-        return self(task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, compute=compute)
+        return self(
+            task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, compute=compute
+        )
 
 
 class FGSM(Config):
@@ -134,4 +140,6 @@ class FGSM(Config):
     ) -> Outcome:
         """Attack `latents['pixels']`. See `run_attack`."""
         pgd = PGD(eps=self.eps, steps=1, step_size=self.eps or None, random_start=False, goal=self.goal)
-        return pgd(task, model, space, latents, labels, targets=targets, compute=compute, record=record, ids=ids)
+        return pgd(
+            task, model, space, latents, labels, targets=targets, compute=compute, record=record, ids=ids
+        )

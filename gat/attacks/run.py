@@ -89,7 +89,9 @@ class Look:
 
 
 @torch.no_grad()
-def look(task: Task, model: nn.Module, renderer: Renderer, moved: Latents, labels: Tensor, width: int) -> Look:
+def look(
+    task: Task, model: nn.Module, renderer: Renderer, moved: Latents, labels: Tensor, width: int
+) -> Look:
     """Render and judge all examples in batches of `width`, in float32, whatever precision the attack uses."""
     images, outputs = [], []
     with mixed_precision(labels.device, None):
@@ -97,10 +99,14 @@ def look(task: Task, model: nn.Module, renderer: Renderer, moved: Latents, label
             images.append(renderer(take(moved, rows), rows).float())
             outputs.append(model(images[-1]).float())
     every = torch.cat(outputs)
-    return Look(torch.cat(images), every, task.loss(every, labels), task.wrong(every, labels), task.predict(every))
+    return Look(
+        torch.cat(images), every, task.loss(every, labels), task.wrong(every, labels), task.predict(every)
+    )
 
 
-def choose_targets(task: Task, outputs: Tensor, labels: Tensor, goal: Goal, targets: Tensor | None) -> Tensor | None:
+def choose_targets(
+    task: Task, outputs: Tensor, labels: Tensor, goal: Goal, targets: Tensor | None
+) -> Tensor | None:
     """The classes to aim at: none, the least likely of each example (but never its label), or the given ones.
 
     Raises:
@@ -155,14 +161,22 @@ def run_attack(
         renderer = space.freeze(latents, moved)
         before = look(task, model, renderer, home, labels, compute.width)
         targets = choose_targets(task, before.outputs, labels, goal, targets)
-        objective = TaskObjective(task, model, renderer, labels, targets, goal == "targeted", compute.autocast)
+        objective = TaskObjective(
+            task, model, renderer, labels, targets, goal == "targeted", compute.autocast
+        )
 
         best = {name: value.clone() for name, value in home.items()}
         n = len(labels)
         fooled = torch.zeros(n, dtype=torch.bool, device=device)
         loss = torch.full([n], -torch.inf, device=device)
-        iterations, zero_gradients = torch.zeros(n, dtype=torch.long, device=device), torch.zeros(n, dtype=torch.long, device=device)
-        forwards, backwards = torch.full([n], 2, device=device), torch.zeros(n, dtype=torch.long, device=device)
+        iterations, zero_gradients = (
+            torch.zeros(n, dtype=torch.long, device=device),
+            torch.zeros(n, dtype=torch.long, device=device),
+        )
+        forwards, backwards = (
+            torch.full([n], 2, device=device),
+            torch.zeros(n, dtype=torch.long, device=device),
+        )
         trajectory = None
         for attempt in starts or [home]:
             todo = (~before.wrong & ~fooled).nonzero().squeeze(1)

@@ -26,7 +26,9 @@ def linf_norm(x: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     return x.flatten(1).abs().amax(dim=1)
 
 
-def project(x: Float[Tensor, "b ..."], center: Float[Tensor, "b ..."], eps: float, norm: Norm) -> Float[Tensor, "b ..."]:
+def project(
+    x: Float[Tensor, "b ..."], center: Float[Tensor, "b ..."], eps: float, norm: Norm
+) -> Float[Tensor, "b ..."]:
     """The nearest point (in L2) of the closed ball of radius `eps` around `center`."""
     offset = x - center
     if norm == "linf":
@@ -65,7 +67,9 @@ class Steps:
             moved[name] = self.confine(name, x, start[name])
         return moved
 
-    def confine(self, name: str, x: Float[Tensor, "b ..."], start: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    def confine(
+        self, name: str, x: Float[Tensor, "b ..."], start: Float[Tensor, "b ..."]
+    ) -> Float[Tensor, "b ..."]:
         """Into the budget, then into the bounds (for a start within bounds the result satisfies both)."""
         if name in self.eps:
             x = project(x, start, self.eps[name], self.norm)

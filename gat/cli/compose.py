@@ -30,6 +30,7 @@ from tasks.models import ModelConfig
 from tasks.models.small_resnet import SmallResNetConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BASE = "base"  # what both models start from
 ORIGINAL = "original"  # the model before the method, in records and tables
 
 
@@ -39,12 +40,12 @@ class RunConfig(Config):
     Attributes:
         name: of the run; its folder is `out` or runs/<name>.
         data: images and labels.
-        model: the classifier. With `weights` it is taken as it is and `original` is skipped.
+        model: the classifier. With `weights` it starts from those and `base` is skipped.
         generator: whose latents are moved; needed by the gat method and by attacks on latents.
         oracle: an independent, robust classifier that judges whether adversarial images still show their label. It is never
             attacked and never trained on. Give it `weights`.
-        original: training on clean images, from random weights.
-        method, train: what follows from there.
+        base: training on clean images, from random weights.
+        method, train: what follows from there. The original is trained as long on clean images, for comparison.
         mixed_precision: None leaves it to `accelerate launch --mixed_precision`.
         trackers: besides metrics.jsonl: tensorboard, trackio, wandb.
     """
@@ -56,7 +57,7 @@ class RunConfig(Config):
     model: ModelConfig = SmallResNetConfig()
     generator: GeneratorConfig | None = None
     oracle: ModelConfig | None = None
-    original: TrainSettings = TrainSettings()
+    base: TrainSettings = TrainSettings()
     method: MethodConfig = Standard()
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -12,14 +12,16 @@ import argparse
 import json
 from pathlib import Path
 
-from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run, write_provenance
+from torch import nn
+
+from gat.cli.compose import BASE, ORIGINAL, Run, RunConfig, open_run, write_provenance
 from gat.config import dump, load
 from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery
 from gat.report import write_report
 from gat.report.gallery import write_gallery
-from gat.training.loop import train
-from gat.training.methods import Standard
+from gat.training.loop import TrainSettings, train
+from gat.training.methods import Method, Standard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,25 +50,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train_models(current: Run) -> None:
-    """The original on clean images, then the method from there. What is finished is not done again."""
-    config, tools = current.config, current.tools
+    """Clean images first; from there the method, and beside it the original for as many more steps on clean images, so that
+    the two differ in nothing but the method. What is finished is not done again."""
+    config = current.config
 
-    if not current.model_path(ORIGINAL).exists():
+    def learn(name: str, start: nn.Module, method: Method, settings: TrainSettings, seed: int) -> None:
+        folder = config.folder / "training" / name
+        model = train(
+            start, current.train_data, method, current.tools, settings, current.accelerator, folder, seed, stage=name
+        )
+        current.save_model(model, name)
+
+    if not current.model_path(BASE).exists():
         model = current.new_model()
         if getattr(config.model, "weights", None) is None:
-            model = train(
-                model, current.train_data, Standard(), tools, config.original, current.accelerator,
-                config.folder / "training" / ORIGINAL, config.seed, stage=ORIGINAL,
-            )  # fmt: skip
-        current.save_model(model, ORIGINAL)
-
-    name = config.method.name
-    if not current.model_path(name).exists():
-        model = train(
-            current.finished_model(ORIGINAL), current.train_data, config.method, tools, config.train, current.accelerator,
-            config.folder / "training" / name, config.seed + 1, stage=name,
-        )  # fmt: skip
-        current.save_model(model, name)
+            learn(BASE, model, Standard(), config.base, config.seed)
+        else:
+            current.save_model(model, BASE)
+    for name, method in ((ORIGINAL, Standard()), (config.method.name, config.method)):
+        if not current.model_path(name).exists():
+            learn(name, current.finished_model(BASE), method, config.train, config.seed + 1)
 
 
 def judge(current: Run) -> None:

@@ -73,7 +73,14 @@ def evaluate(
             if attack is not None and attack.needs == "generator" and tools.generator is None:
                 raise ValueError(f"attack {name!r} moves a generator's latents: name one under `generator`")
             ids = _choose_ids(dataset, attack, settings)
-            what = [model_name, name, attack and attack.model_dump(mode="json"), weights, settings.seed, len(ids)]
+            what = [
+                model_name,
+                name,
+                attack and attack.model_dump(mode="json"),
+                weights,
+                settings.seed,
+                len(ids),
+            ]
             digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
             path = parts / f"{_slug(model_name)}--{_slug(name)}--{digest}.jsonl"
             if not path.exists():
@@ -82,7 +89,9 @@ def evaluate(
                 with progress(f"{model_name} against {name}", total=len(mine)) as advance:
                     # Big chunks, so that the attack can hand the slots of finished examples to waiting ones.
                     for chunk in mine.split(settings.width * 4):
-                        found += _attack_chunk(model_name, model, name, attack, chunk, dataset, tools, settings, device)
+                        found += _attack_chunk(
+                            model_name, model, name, attack, chunk, dataset, tools, settings, device
+                        )
                         advance(len(chunk))
                 found = sorted(gather_object(found), key=lambda record: record.id)
                 if accelerator.is_main_process:
@@ -144,13 +153,21 @@ def _attack_chunk(
         labels = (chunk % len(tools.generator.classes)).to(device)
         latents = tools.generator.sample(labels, chunk, settings.seed)
         outcome = attack(tools.task, model, tools.generator, latents, labels, compute=compute)
-        return _records(model_name, name, protocol_id(attack), "generated", chunk.tolist(), labels, outcome, tools)
+        return _records(
+            model_name, name, protocol_id(attack), "generated", chunk.tolist(), labels, outcome, tools
+        )
     batch = default_collate([dataset[int(i)] for i in chunk])
     images, labels, ids = batch["images"].to(device), batch["labels"].to(device), batch["ids"]
     # Clean accuracy is the attack that takes no step.
     pixel_attack = attack if isinstance(attack, PGD | FGSM) else PGD(eps=0, steps=0, random_start=False)
     outcome = pixel_attack(
-        tools.task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, compute=compute, ids=ids
+        tools.task,
+        model,
+        PixelSpace(tuple(images.shape[1:])),
+        {"pixels": images},
+        labels,
+        compute=compute,
+        ids=ids,
     )
     protocol = "" if attack is None else protocol_id(attack)
     return _records(model_name, name, protocol, "real", ids.tolist(), labels, outcome, tools)

@@ -30,7 +30,9 @@ class GallerySettings(Config):
     seed: int = 2
 
 
-def make_gallery(models: Mapping[str, nn.Module], tools: Tools, settings: GallerySettings) -> list[GalleryItem]:
+def make_gallery(
+    models: Mapping[str, nn.Module], tools: Tools, settings: GallerySettings
+) -> list[GalleryItem]:
     """Original, noise-based and style-based image of the same latents, per model and layer group (Fig. 3 of the paper).
 
     Raises:
@@ -50,7 +52,9 @@ def make_gallery(models: Mapping[str, nn.Module], tools: Tools, settings: Galler
             for group in settings.groups:
                 outcomes = {}
                 for move in ("noise", "style"):
-                    attack = LatentAttack.model_validate({**settings.attack.model_dump(), "group": group, "move": move})
+                    attack = LatentAttack.model_validate(
+                        {**settings.attack.model_dump(), "group": group, "move": move}
+                    )
                     outcomes[move] = attack(tools.task, model, space, latents, labels, compute=tools.compute)
                 items += _items(model_name, group, ids.tolist(), labels.tolist(), outcomes, tools)
                 advance(1)
@@ -64,7 +68,9 @@ def _items(
     width = (tools.compute or Compute()).width
     nobody: list[int | None] = [None] * len(ids)
     oracle_start = read_labels(tools.oracle, first.start_images, width) or nobody
-    oracle = {move: read_labels(tools.oracle, outcome.images, width) or nobody for move, outcome in outcomes.items()}
+    oracle = {
+        move: read_labels(tools.oracle, outcome.images, width) or nobody for move, outcome in outcomes.items()
+    }
     return [
         GalleryItem(
             model=model,

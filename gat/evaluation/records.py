@@ -86,5 +86,7 @@ def read_records(path: Path) -> list[Record]:
                 row = json.loads(line)
                 records.append(Record(**row))
             except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a record ({error}); a record has {sorted(known)}") from error
+                raise ValueError(
+                    f"{path}, line {number}: not a record ({error}); a record has {sorted(known)}"
+                ) from error
     return records

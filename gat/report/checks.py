@@ -14,6 +14,7 @@ from gat.report.names import column_name, model_name
 from gat.report.plots import flatten
 from gat.report.statistics import (
     BASELINE,
+    SIGNIFICANT,
     Column,
     Key,
     Summary,
@@ -25,7 +26,7 @@ from gat.report.statistics import (
     parent,
     summarize,
 )
-from gat.report.tables import interval, p_value, percent, points
+from gat.report.tables import in_brackets, interval, p_value, percent, points
 
 Level = Literal["wrong", "careful", "note"]
 
@@ -35,8 +36,6 @@ MAX_REJECTED = 0.10
 """Largest share of successful pictures the oracle may reject without a word."""
 MIN_ORACLE = 0.90
 """Least share of starting images an oracle should read right to be a judge."""
-SIGNIFICANT = 0.05
-"""p-value below which a lower clean accuracy is called a loss."""
 _TOLERANCE = 1e-5  # of a distance against its bound; float32 rounding of pixels is far below
 
 
@@ -74,7 +73,13 @@ def check(run: RunFolder) -> list[Doubt]:
 
 
 def _where(key: Key, keys: Iterable[Key]) -> str:
-    return f"{model_name(key.model)}, {column_name(key.column, columns(keys))} [{key.column.protocol}]"
+    return (
+        f"{model_name(key.model)}, {column_name(key.column, columns(keys))}{in_brackets(key.column.protocol)}"
+    )
+
+
+def _count(found: Sequence[object], noun: str) -> str:
+    return f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
 
 
 def _ids(ids: Sequence[int]) -> str:
@@ -90,7 +95,7 @@ def _contradictions(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
         ]
         if repeated:
             yield Doubt(
-                "wrong", f"{where}: {len(repeated)} examples were counted more than once ({_ids(repeated)})."
+                "wrong", f"{where}: {_count(repeated, 'example')} counted more than once ({_ids(repeated)})."
             )
         false = [
             record.id
@@ -100,7 +105,7 @@ def _contradictions(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
         if false:
             yield Doubt(
                 "wrong",
-                f"{where}: in {len(false)} records the verdict contradicts the predictions ({_ids(false)}).",
+                f"{where}: in {_count(false, 'record')} the verdict contradicts the predictions ({_ids(false)}).",
             )
 
 
@@ -136,7 +141,7 @@ def _bounds(cells: Mapping[Key, Sequence[Record]], protocols: Any) -> Iterator[D
             if outside:
                 yield Doubt(
                     "wrong",
-                    f"{_where(key, cells)}: {len(outside)} pictures leave the bound {name} ≤ {bound:.5g}, the farthest at "
+                    f"{_where(key, cells)}: {_count(outside, 'picture')} beyond the bound {name} ≤ {bound:.5g}, the farthest at "
                     f"{outside[0][0]:.5g} ({_ids([example for _, example in outside])}).",
                 )
 
@@ -230,7 +235,7 @@ def _clean_accuracy(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
             "careful" if lost else "note",
             f"{model_name(name)} is worse than {model_name(names[0])} on clean images: {points(paired.difference)} on the same "
             f"{paired.n} ({p_value(paired.p_value)}, McNemar)"
-            + ("." if lost else ", which chance alone would explain."),
+            + ("." if lost else ", which chance alone could explain."),
         )
 
 
@@ -296,7 +301,7 @@ def _not_finite(
         if bad:
             yield Doubt(
                 "wrong",
-                f"{_where(key, cells)}: a loss or distance of {len(bad)} records is not finite ({_ids(bad)}).",
+                f"{_where(key, cells)}: a loss or distance of {_count(bad, 'record')} is not finite ({_ids(bad)}).",
             )
     counts: Counter[str] = Counter()
     first: dict[str, Any] = {}
@@ -308,5 +313,6 @@ def _not_finite(
                 first.setdefault(name, flat.get("step", index))
     for name, count in counts.items():
         yield Doubt(
-            "wrong", f"During training, {name} was not finite {count} times, first at step {first[name]}."
+            "wrong",
+            f"During training, {name} was not finite at {count} of {len(metrics)} reports, first at step {first[name]}.",
         )

@@ -10,6 +10,7 @@ import yaml
 
 from gat.evaluation.records import Record, read_records
 from gat.report.gallery import JSON_NAME, Gallery, read_gallery
+from gat.report.statistics import BASELINE
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class RunFolder:
         config_text: config.yaml as it is; '' if missing.
         config: the same, parsed.
         provenance: see `write_report` for the entries that are used.
-        metrics: rows of metrics.jsonl.
+        metrics: rows of metrics.jsonl, or of training/*/metrics.jsonl, stage after stage.
         records: in the order of the file.
         gallery: None if missing.
         problems: files that are missing or damaged.
@@ -66,19 +67,21 @@ class RunFolder:
 
     @property
     def task(self) -> str:
-        """Name of the task in the config; '' if it says none."""
-        task = self.config.get("task") if isinstance(self.config, dict) else None
-        name = task.get("name", "") if isinstance(task, dict) else task
-        return str(name or "")
+        """Name of the data in the provenance, else of the task in the config; '' if neither says."""
+        for source, key in ((self.provenance, "data"), (self.config, "task")):
+            entry = source.get(key) if isinstance(source, dict) else None
+            if name := entry.get("name") if isinstance(entry, dict) else entry:
+                return str(name)
+        return ""
 
     @property
     def seeds(self) -> list[int]:
-        """From the provenance, else the config; [] if neither says."""
+        """Of the training, from the provenance, else the config; [] if neither says."""
         for source in (self.provenance, self.config):
             if isinstance(source, dict):
                 seeds = source.get("seeds", source.get("seed"))
                 if isinstance(seeds, dict):
-                    seeds = list(seeds.values())
+                    seeds = seeds.get("training", list(seeds.values()))
                 if isinstance(seeds, int):
                     seeds = [seeds]
                 if isinstance(seeds, list):
@@ -117,6 +120,19 @@ def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
+def _read_all_metrics(run: Path) -> tuple[dict[str, Any], ...]:
+    """Of the run itself, or of its stages of training the undefended model's first."""
+    stages = [
+        _read_metrics(path)
+        for path in sorted(
+            run.glob("training/*/metrics.jsonl"), key=lambda p: (p.parent.name != BASELINE, p.parent.name)
+        )
+    ]
+    if stages and not (run / "metrics.jsonl").exists():
+        return tuple(row for rows in stages for row in rows)
+    return _read_metrics(run / "metrics.jsonl")
+
+
 def _read_all_records(path: Path) -> tuple[Record, ...]:
     records = tuple(read_records(path))
     if not records:
@@ -148,7 +164,7 @@ def read_run(run: Path) -> RunFolder:
 
     records = attempt("records.jsonl", lambda: _read_all_records(run / "records.jsonl"))
     gallery = attempt(JSON_NAME, lambda: read_gallery(run))
-    metrics = attempt("metrics.jsonl", lambda: _read_metrics(run / "metrics.jsonl"))
+    metrics = attempt("metrics.jsonl", lambda: _read_all_metrics(run))
     config = attempt("config.yaml", lambda: _read_config(run / "config.yaml"))
     provenance = attempt("provenance.json", lambda: _read_provenance(run / "provenance.json"))
     text, parsed = config or ("", None)

@@ -14,6 +14,7 @@ Differences are not stored but computed when the page is made.
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,9 +154,17 @@ def read_gallery(run: Path) -> Gallery:
         ValueError: if they are damaged or do not belong together.
     """
     try:
-        with np.load(run / NPZ_NAME, allow_pickle=False) as archive:
+        with open(run / NPZ_NAME, "rb") as file, np.load(file, allow_pickle=False) as archive:
             images = archive["images"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{run / NPZ_NAME}: not an archive with an array 'images' ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(

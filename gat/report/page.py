@@ -94,6 +94,15 @@ class Results:
             return None
         return compare(self.records(self.models[0], column), self.records(model, column))
 
+    def seen(self, model: str, column: Column) -> bool:
+        """Whether the model was trained on attacks of this kind, as far as the provenance tells."""
+        provenance = self.folder.provenance or {}
+        trained_on, protocols = provenance.get("trained_on"), provenance.get("protocols")
+        kinds = trained_on.get(model) if isinstance(trained_on, dict) else None
+        settings = protocols.get(column.protocol) if isinstance(protocols, dict) else None
+        kind = settings.get("name") if isinstance(settings, dict) else column.attack
+        return isinstance(kinds, list) and kind in kinds
+
     def most_steps(self, column: Column) -> int:
         """That any model was given."""
         return max((s.max_iterations for s in self.summaries if s.key.column == column), default=0)
@@ -102,9 +111,10 @@ class Results:
 def write_report(run: Path) -> Path:
     """Write `report.html`, `report.json` and `report.md` into a run folder, from what lies there and from nothing else.
 
-    What is missing or damaged is said on the page. Of provenance.json, `command` (text, or a list of arguments), `classes` (names
-    by label), `seeds` and `protocols` ({id: settings}, among them `bounds`: {distance: largest value}) have their own places; all
-    other entries are printed as they are.
+    What is missing or damaged is said on the page. Of provenance.json, `command` (text, or a list of arguments), `classes`
+    (names by label), `seeds`, `trained_on` ({model: kinds of attacks}) and `protocols` ({id: settings}, among them `name`: kind
+    of attack, `summary`: a line of text, and `bounds`: {distance: largest value}) have their own places; all other entries are
+    printed as they are.
 
     Args:
         run: the run folder; see `gat.evaluation.records` for what it holds.
@@ -252,7 +262,11 @@ def _headline_row(results: Results, column: Column, among: Sequence[Column]) -> 
         "name": column_name(column, among),
         "column": column,
         "cells": [
-            {"summary": results.summary(model, column), "paired": results.paired(model, column)}
+            {
+                "summary": results.summary(model, column),
+                "paired": results.paired(model, column),
+                "seen": results.seen(model, column),
+            }
             for model in results.models
         ],
     }
@@ -319,13 +333,15 @@ def _protocols(results: Results) -> list[dict[str, Any]]:
     settings = (results.folder.provenance or {}).get("protocols")
     settings = settings if isinstance(settings, dict) else {}
     found = []
-    for protocol in dict.fromkeys(column.protocol for column in results.columns):
+    for protocol in dict.fromkeys(column.protocol for column in results.columns if column.protocol):
         attacks = dict.fromkeys(attack_name(c.attack) for c in results.columns if c.protocol == protocol)
         stated = settings.get(protocol)
         facts = (
             _facts(stated) if isinstance(stated, dict) else [("", str(stated))] if stated is not None else []
         )
-        found.append({"id": protocol, "attacks": "; ".join(attacks), "settings": facts})
+        summary = next((text for name, text in facts if name in {"", "summary"}), "")
+        facts = [fact for fact in facts if fact[0] not in {"", "summary"}]
+        found.append({"id": protocol, "attacks": "; ".join(attacks), "summary": summary, "settings": facts})
     return found
 
 
@@ -334,7 +350,7 @@ def _facts(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [
         (
             name.strip("/").replace("/", " › "),
-            ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+            ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value),
         )
         for name, value in flatten(values or {}).items()
         if name not in {"command"} and not name.startswith("protocols/")
@@ -358,6 +374,7 @@ def _gallery(gallery: Gallery, classes: tuple[str, ...]) -> dict[str, Any]:
     return {
         "factors": ", ".join(f"{panel_name(kind).lower()} ×{factor}" for kind, factor in factors.items()),
         "seed": gallery.seed,
+        "oracle": any(panel.oracle is not None for item in gallery.items for panel in item.panels),
         "pixel_art": max(height, width) <= _PIXEL_ART_PX,
         "size": f"{width}×{height}",
         "groups": [

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -158,8 +158,8 @@ class Series:
 def training_series(metrics: Sequence[Mapping[str, Any]]) -> list[Series]:
     """Curves in rows of metrics.jsonl.
 
-    A row has `step` and any numbers; nested objects are joined with '/'. Texts in a row (for example `model` or `phase`) say
-    which run the row belongs to. Non-finite values are left out here and reported by `checks`.
+    A row has `step` and any numbers; nested objects are joined with '/'. Texts in a row (for example its `stage`) say which
+    training the row belongs to. Non-finite values are left out here and reported by `checks`.
     """
     curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for index, row in enumerate(metrics):
@@ -167,6 +167,8 @@ def training_series(metrics: Sequence[Mapping[str, Any]]) -> list[Series]:
         texts = " ".join(str(value) for value in flat.values() if isinstance(value, str))
         step = flat.get("step", index)
         for name, value in flat.items():
+            if name == "loss" and "loss_clean" in flat:  # the parts say more than their sum
+                continue
             if name in _SKIPPED_METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if math.isfinite(value) and isinstance(step, (int, float)):
@@ -274,7 +276,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-def _save(figure: Figure, file: IO[Any], **options: Any) -> None:
+def _save(figure: Figure, file: io.StringIO | io.BytesIO, **options: Any) -> None:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Names in other scripts: the reader's fonts draw them in an SVG, a box does in a PNG.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -16,6 +16,9 @@ from gat.evaluation.records import Record
 
 _Z = NormalDist().inv_cdf(0.975)
 
+SIGNIFICANT = 0.05
+"""p-value below which two models are said to differ."""
+
 BASELINE = "original"
 """Name of the undefended model. Without one of that name, the first model in the records is the one others are compared to."""
 

@@ -46,6 +46,11 @@ def interval(share: Proportion) -> str:
     return f"{100 * share.low:.1f}–{100 * share.high:.1f}%"
 
 
+def in_brackets(protocol: str) -> str:
+    """' [paper-10]'; nothing where there is no protocol, as for clean images."""
+    return f" [{protocol}]" if protocol else ""
+
+
 def _with_interval(share: Proportion | None) -> str:
     return f"{percent(share.value)} ({interval(share)}; n = {share.n})" if share else "–"
 
@@ -63,7 +68,7 @@ def headline_table(summaries: Sequence[Summary]) -> Table:
         rows.append((model_name(model), *(_with_interval(s.accuracy if s else None) for s in found)))
     return Table(
         caption="Accuracy, with 95% Wilson intervals. Numbers compare only under the same protocol.",
-        header=("Model", *(f"{column_name(c, shown)} [{c.protocol}]" for c in shown)),
+        header=("Model", *(f"{column_name(c, shown)}{in_brackets(c.protocol)}" for c in shown)),
         rows=tuple(rows),
     )
 
@@ -131,7 +136,7 @@ def class_table(
     for model in accuracies:
         header += [f"{model_name(model)}: accuracy", f"{model_name(model)}: oracle agrees"]
     return Table(
-        caption=f"Per class, {attack_name(column.attack)} [{column.protocol}]",
+        caption=f"Per class, {attack_name(column.attack)}{in_brackets(column.protocol)}",
         header=tuple(header),
         rows=tuple(rows),
     )

@@ -23,9 +23,20 @@ class EndlessBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, num_examples: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, num_processes: int = 1
+        self,
+        num_examples: int,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> None:
-        self.num_examples, self.batch_size, self.seed, self.start_step = num_examples, batch_size, seed, start_step
+        self.num_examples, self.batch_size, self.seed, self.start_step = (
+            num_examples,
+            batch_size,
+            seed,
+            start_step,
+        )
         self.rank, self.total = rank, batch_size * num_processes
         if self.total > num_examples:
             raise ValueError(

@@ -92,7 +92,9 @@ class AdversarialTraining(Config):
     """
 
     name: Literal["adversarial_training"] = "adversarial_training"
-    attack: Annotated[PGD | FGSM, Field(discriminator="name")] = PGD(steps=7, step_size=2 / 255, stop_when_fooled=False)
+    attack: Annotated[PGD | FGSM, Field(discriminator="name")] = PGD(
+        steps=7, step_size=2 / 255, stop_when_fooled=False
+    )
     keep_clean: bool = False
 
     @property
@@ -110,7 +112,9 @@ class AdversarialTraining(Config):
         )
         facts = {"fooled_share": float(outcome.success.float().mean())}
         if self.keep_clean:
-            return Lesson(torch.cat([images, outcome.images]), torch.cat([labels, labels]), len(images), facts)
+            return Lesson(
+                torch.cat([images, outcome.images]), torch.cat([labels, labels]), len(images), facts
+            )
         return Lesson(outcome.images, labels, 0, facts)
 
 
@@ -171,7 +175,9 @@ class GAT(Config):
         usable = outcome.success if self.only_fooling else outcome.attacked
         facts: dict[str, Any] = {
             "fooled_share": float(outcome.success.float().mean()),
-            "iterations": float(outcome.iterations[outcome.success].float().mean()) if outcome.success.any() else 0.0,
+            "iterations": float(outcome.iterations[outcome.success].float().mean())
+            if outcome.success.any()
+            else 0.0,
         }
         if self.oracle_filter:
             if tools.oracle is None:

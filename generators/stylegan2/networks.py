@@ -62,7 +62,11 @@ def downsample(x: Float[Tensor, "b c h w"], fir: Float[Tensor, "4 4"]) -> Float[
 
 
 def activate(
-    x: Float[Tensor, "b ..."], bias: Float[Tensor, " c"], leaky: bool, gain: float = 1.0, clamp: float | None = None
+    x: Float[Tensor, "b ..."],
+    bias: Float[Tensor, " c"],
+    leaky: bool,
+    gain: float = 1.0,
+    clamp: float | None = None,
 ) -> Float[Tensor, "b ..."]:
     """Bias, leaky ReLU (slope 0.2, gain sqrt 2) or identity, `gain`, then clamp to +- `clamp * gain`."""
     x = x + bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
@@ -81,7 +85,12 @@ class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate (the gain is applied at run time, weights are stored at unit scale)."""
 
     def __init__(
-        self, in_features: int, out_features: int, leaky: bool = False, lr_multiplier: float = 1.0, bias_init: float = 0.0
+        self,
+        in_features: int,
+        out_features: int,
+        leaky: bool = False,
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
@@ -90,7 +99,9 @@ class FullyConnected(nn.Module):
         self.weight_gain = lr_multiplier / sqrt(in_features)
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
-        return activate(F.linear(x, self.weight * self.weight_gain), self.bias * self.lr_multiplier, self.leaky)
+        return activate(
+            F.linear(x, self.weight * self.weight_gain), self.bias * self.lr_multiplier, self.leaky
+        )
 
 
 class LabelAndLatentMLP(nn.Module):
@@ -100,7 +111,9 @@ class LabelAndLatentMLP(nn.Module):
         layer_widths: output width of every layer.
     """
 
-    def __init__(self, z_dim: int, c_dim: int, embed_features: int, layer_widths: list[int], lr_multiplier: float) -> None:
+    def __init__(
+        self, z_dim: int, c_dim: int, embed_features: int, layer_widths: list[int], lr_multiplier: float
+    ) -> None:
         super().__init__()
         self.z_dim, self.c_dim, self.num_layers = z_dim, c_dim, len(layer_widths)
         if c_dim:
@@ -168,7 +181,9 @@ class Kernel(NamedTuple):
 class StyledConv(nn.Module):
     """3x3 convolution whose input channels are scaled by a style and whose output is demodulated, noised, activated."""
 
-    def __init__(self, in_channels: int, out_channels: int, resolution: int, up: bool, config: StyleGAN2Config) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, resolution: int, up: bool, config: StyleGAN2Config
+    ) -> None:
         super().__init__()
         self.up, self.use_noise, self.clamp = up, config.use_noise, config.conv_clamp
         self.affine = FullyConnected(config.w_dim, in_channels, bias_init=1.0)
@@ -349,7 +364,9 @@ class Synthesis(nn.Module):
         if not self.config.use_noise:
             return {}
         return {
-            layer.noise_site: (1, layer.resolution, layer.resolution) for layer in self.layers if layer.kind != "torgb"
+            layer.noise_site: (1, layer.resolution, layer.resolution)
+            for layer in self.layers
+            if layer.kind != "torgb"
         }
 
     def const_noise(self) -> dict[str, Float[Tensor, "1 1 r r"]]:
@@ -425,7 +442,9 @@ class Synthesis(nn.Module):
         state = before or Activations(None)
         for layer in self.layers[start:]:
             kernel = None if kernels is None else kernels[layer]
-            state = self.advance(layer, state, styles[layer.style_site], noise.get(layer.noise_site), kernel, dtype)
+            state = self.advance(
+                layer, state, styles[layer.style_site], noise.get(layer.noise_site), kernel, dtype
+            )
         assert state.images is not None
         return state.images
 
@@ -448,7 +467,9 @@ class Generator(nn.Module):
         if mode == "random":
             device = self.mapping.w_avg.device
             return {
-                site: torch.randn(n, *shape, generator=generator, device=generator.device if generator else device).to(device)
+                site: torch.randn(
+                    n, *shape, generator=generator, device=generator.device if generator else device
+                ).to(device)
                 for site, shape in self.synthesis.noise_shapes().items()
             }
         raise ValueError(f"noise must be 'const', 'random' or 'none', got {mode!r}")
@@ -465,7 +486,9 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "b i r r"]:
         """Images, nominally in [-1, 1]. See `Mapping.forward` for psi and cutoff, `noise` for its modes."""
         ws = self.mapping(z, c, psi, cutoff)
-        return self.synthesis.render(self.synthesis.styles(ws), self.noise(len(ws), noise, generator), dtype=dtype)
+        return self.synthesis.render(
+            self.synthesis.styles(ws), self.noise(len(ws), noise, generator), dtype=dtype
+        )
 
 
 class DiscriminatorBlock(nn.Module):
@@ -498,7 +521,9 @@ class DiscriminatorBlock(nn.Module):
         return self.conv1(self.conv0(x)), images
 
 
-def minibatch_std(x: Float[Tensor, "b c h w"], group_size: int | None, num_channels: int) -> Float[Tensor, "b c2 h w"]:
+def minibatch_std(
+    x: Float[Tensor, "b c h w"], group_size: int | None, num_channels: int
+) -> Float[Tensor, "b c2 h w"]:
     """Appends the standard deviation over groups of examples as extra channels (Karras et al. 2017, section 3)."""
     b, c, h, w = x.shape
     size = min(group_size, b) if group_size is not None else b
@@ -523,7 +548,10 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnected(channels, cmap_dim or 1)
 
     def forward(
-        self, x: Float[Tensor, "b c 4 4"], images: Float[Tensor, "b i 4 4"] | None, cmap: Float[Tensor, "b m"] | None
+        self,
+        x: Float[Tensor, "b c 4 4"],
+        images: Float[Tensor, "b i 4 4"] | None,
+        cmap: Float[Tensor, "b m"] | None,
     ) -> Float[Tensor, "b 1"]:
         if self.config.discriminator_architecture == "skip":
             x = x + self.fromrgb(images)
@@ -538,7 +566,9 @@ class DiscriminatorMapping(LabelAndLatentMLP):
 
     def __init__(self, config: StyleGAN2Config) -> None:
         dim = config.channels(4)
-        super().__init__(0, config.c_dim, dim, [dim] * config.discriminator_mapping_layers, lr_multiplier=0.01)
+        super().__init__(
+            0, config.c_dim, dim, [dim] * config.discriminator_mapping_layers, lr_multiplier=0.01
+        )
 
 
 class Discriminator(nn.Module):
@@ -549,14 +579,21 @@ class Discriminator(nn.Module):
         self.config = config
         self.resolutions = config.block_resolutions[:0:-1]
         for resolution in self.resolutions:
-            setattr(self, f"b{resolution}", DiscriminatorBlock(resolution, resolution == config.img_resolution, config))
+            setattr(
+                self,
+                f"b{resolution}",
+                DiscriminatorBlock(resolution, resolution == config.img_resolution, config),
+            )
         cmap_dim = config.channels(4) if config.c_dim else 0
         self.b4 = DiscriminatorEpilogue(config, cmap_dim)
         if config.c_dim:
             self.mapping = DiscriminatorMapping(config)
 
     def forward(
-        self, images: Float[Tensor, "b i r r"], c: Float[Tensor, "b k"] | None = None, dtype: torch.dtype | None = None
+        self,
+        images: Float[Tensor, "b i r r"],
+        c: Float[Tensor, "b k"] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "b 1"]:
         """Args:
         images: nominally in [-1, 1].

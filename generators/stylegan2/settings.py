@@ -32,7 +32,9 @@ class StyleGAN2SpaceConfig(Config):
     noise: Literal["random", "const"] = "random"
     classes: tuple[str, ...] | None = None
 
-    def build(self, classes: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StyleGAN2Space:
+    def build(
+        self, classes: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> StyleGAN2Space:
         """Read the checkpoint.
 
         Args:

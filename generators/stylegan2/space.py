@@ -84,7 +84,11 @@ class StyleGAN2Space:
     def _ws(self, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
         config = self.generator.config
         z = seeded_normal(seed, ids, (config.z_dim,), "z").to(self.device) if config.z_dim else None
-        c = torch.nn.functional.one_hot(labels, config.c_dim).float().to(self.device) if config.c_dim else None
+        c = (
+            torch.nn.functional.one_hot(labels, config.c_dim).float().to(self.device)
+            if config.c_dim
+            else None
+        )
         return self.generator.mapping(z, c, self.psi)
 
     @torch.no_grad()
@@ -95,7 +99,9 @@ class StyleGAN2Space:
             ValueError: for a label the generator does not know.
         """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
-            raise ValueError(f"labels must be 0..{len(self.classes) - 1}, got {int(labels.min())}..{int(labels.max())}")
+            raise ValueError(
+                f"labels must be 0..{len(self.classes) - 1}, got {int(labels.min())}..{int(labels.max())}"
+            )
         ids, labels = ids.cpu(), labels.cpu()
         latents = dict(self.generator.synthesis.styles(self._ws(labels, ids, seed)))
         const = self.generator.synthesis.const_noise()
@@ -117,7 +123,12 @@ class StyleGAN2Space:
         before = Activations(None)
         for layer in synthesis.layers[:first]:
             before = synthesis.advance(
-                layer, before, latents[layer.style_site], latents.get(layer.noise_site), self.kernels[layer], self.dtype
+                layer,
+                before,
+                latents[layer.style_site],
+                latents.get(layer.noise_site),
+                self.kernels[layer],
+                self.dtype,
             )
         kept = {
             site: latents[site]
@@ -145,10 +156,10 @@ class _Resumed:
         styles = {name: value for name, value in latents.items() if name.startswith("style/")}
         noise = {name: value for name, value in latents.items() if name.startswith("noise/")}
         space = self.space
-        with torch.autocast(space.device.type, enabled=False):  # the generator's precision is the space's to choose
+        with torch.autocast(
+            space.device.type, enabled=False
+        ):  # the generator's precision is the space's to choose
             images = space.generator.synthesis.render(
                 styles, noise, space.kernels, self.first, before, space.dtype
             )
         return (images * 0.5 + 0.5).clamp(0, 1)
-
-

@@ -89,7 +89,7 @@ def load_weights(model: Normalized, path: Path, num_classes: int, ignored: Seque
             f"weights: {path} is of another model: it lacks {_some(missing)} and has {_some(unknown)} more. "
             "Build the model with the settings it was trained with"
         )
-    different = [name for name, tensor in weights.items() if tensor.shape != own[name].shape]
+    different = [name for name, tensor in own.items() if tensor.shape != weights[name].shape]
     if different and all(_differ_in_classes(weights[name], own[name], num_classes) for name in different):
         theirs = len(weights[different[0]])
         raise ValueError(

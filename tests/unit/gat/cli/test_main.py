@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ from gat.config import ConfigError
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replaces `gat doctor` by a command that does what the test says."""
     module = ModuleType("gat.cli.doctor", doc="Checks.\n\nExample:\n    gat doctor")
     module.add_arguments = lambda parser: parser.add_argument("words", nargs="*")  # type: ignore[attr-defined]
@@ -23,7 +23,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def install(run: Any) -> None:
         module.run = run  # type: ignore[attr-defined]
 
-    yield install
+    return install
 
 
 def raises(error: BaseException) -> Any:
@@ -79,7 +79,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
 
 
 def test_a_missing_file_is_named(command: Any, capsys: pytest.CaptureFixture[str]):
-    command(lambda args: len(open("no/such/file").read()))
+    command(lambda args: Path("no/such/file").stat())
     assert main(["doctor"]) == 2
     assert capsys.readouterr().err == "gat doctor: no/such/file: No such file or directory\n"
 
@@ -129,8 +129,6 @@ def test_the_exit_code_of_a_command_is_handed_on(command: Any):
 
 
 def test_a_reader_that_hangs_up_early_sees_no_traceback():
-    code = "import sys; from gat.cli import main; sys.exit(main(['report', '--help']))"
-    done = subprocess.run(
-        f'{sys.executable} -c "{code}" | true', shell=True, capture_output=True, text=True, check=True
-    )
-    assert "Traceback" not in done.stderr
+    program = f"{sys.executable} -c 'import sys; from gat.cli import main; sys.exit(main())' --help"
+    done = subprocess.run(f"{program} | true", shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""

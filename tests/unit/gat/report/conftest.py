@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gat.evaluation.records import Record, write_records
+from gat.report import write_report
 from gat.report.gallery import GalleryItem, Panel, write_gallery
 
 CLASSES = ("hat", "left & right <boot>", "glove")
@@ -47,9 +48,9 @@ def _draw_records(
 def _draw_items(seed: int = 0) -> list[GalleryItem]:
     rng = np.random.default_rng(seed)
     items = []
-    for group in ("fine", "coarse"):
+    for group, examples in (("fine", 7), ("coarse", 2)):
         for model in ("original", "gat"):
-            for example in range(8):
+            for example in range(examples):
                 image = rng.random((3, 8, 8), dtype=np.float32)
                 panels = tuple(
                     Panel(
@@ -68,31 +69,43 @@ def _draw_items(seed: int = 0) -> list[GalleryItem]:
     return items
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draw_records() -> Callable[..., list[Record]]:
     return _draw_records
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draw_items() -> Callable[..., list[GalleryItem]]:
     return _draw_items
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def classes() -> tuple[str, ...]:
     return CLASSES
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A complete, healthy run folder."""
-    folder = tmp_path / "run-7"
+    """A complete, healthy, small run folder."""
+    return _build(tmp_path / "run-7")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A larger one with its report; only to be read."""
+    folder = _build(tmp_path_factory.mktemp("finished") / "run-7", small=False)
+    write_report(folder)
+    return folder
+
+
+def _build(folder: Path, small: bool = True) -> Path:
     folder.mkdir()
     records = []
     for model, gat, pgd in (("original", 1.0, 1.0), ("gat", 0.2, 0.4)):
         records += _draw_records(model, "none", "test-split", "real", 0.0)
         records += _draw_records(model, "gat", "paper-10", "generated", gat)
-        records += _draw_records(model, "gat-noise", "paper-10", "generated", gat * 0.8)
+        if not small:
+            records += _draw_records(model, "gat-noise", "paper-10", "generated", gat * 0.8)
         records += _draw_records(model, "pgd-linf-8/255", "strict-20", "real", pgd)
     write_records(folder / "records.jsonl", records)
     write_gallery(folder, _draw_items(), CLASSES, seed=11)
@@ -102,7 +115,6 @@ def run(tmp_path: Path) -> Path:
                 "step": step,
                 "loss": {"clean": 1 / (step + 1), "adversarial": 2.0},
                 "fooled": 0.5,
-                "lr": 0.1,
             }
             file.write(json.dumps(row) + "\n")
     (folder / "config.yaml").write_text("task:\n  name: hats\nseed: 3\n")

@@ -10,7 +10,7 @@ from gat.report.gallery import Gallery
 from gat.report.statistics import Column
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def healthy(draw_records):
     """Records that nothing can be said against."""
     records = []
@@ -57,7 +57,7 @@ def test_a_picture_beyond_its_bound_is_wrong(healthy):
     for distance in (0.05, math.nan):
         changed = list(records)
         changed[index] = replace(records[index], distances={"linf_pixels": distance})
-        assert only(doubts(changed), "leave the bound linf_pixels").level == "wrong"
+        assert only(doubts(changed), "beyond the bound linf_pixels").level == "wrong"
 
 
 def test_a_picture_on_its_bound_is_right(healthy):
@@ -155,8 +155,8 @@ def test_losses_that_are_not_finite_are_wrong(healthy):
     records[3] = replace(records[3], loss=math.nan)
     metrics = ({"step": 0, "loss": 1.0}, {"step": 5, "loss": math.nan}, {"step": 9, "loss": math.inf})
     found = doubts(records, metrics=metrics)
-    assert only(found, "loss or distance of 1 records").level == "wrong"
-    assert only(found, "loss was not finite 2 times, first at step 5").level == "wrong"
+    assert only(found, "loss or distance of 1 record is").level == "wrong"
+    assert only(found, "loss was not finite at 2 of 3 reports, first at step 5").level == "wrong"
 
 
 def test_one_model_alone_has_nothing_to_compare_to(healthy):
@@ -216,6 +216,25 @@ def test_seeds_classes_and_task_are_found(run, classes):
     (run / "provenance.json").write_text(json.dumps({"classes": ["a", "b"]}))
     folder = read_run(run)
     assert (folder.seeds, folder.classes) == ([3], ("a", "b"))
+
+
+def test_training_curves_are_also_found_by_stage(run):
+    (run / "metrics.jsonl").unlink()
+    for stage in ("original", "gat"):
+        (run / "training" / stage).mkdir(parents=True)
+        (run / "training" / stage / "metrics.jsonl").write_text(
+            json.dumps({"stage": stage, "step": 1, "loss": 1.0}) + "\n"
+        )
+    folder = read_run(run)
+    assert folder.problems == ()
+    assert [row["stage"] for row in folder.metrics] == ["original", "gat"]
+
+
+def test_seeds_are_those_of_the_training_and_data_names_the_task(run):
+    provenance = {"seeds": {"training": 4, "evaluation": 1}, "data": {"name": "gloves", "train": 10}}
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    folder = read_run(run)
+    assert (folder.seeds, folder.task) == ([4], "gloves")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -3,6 +3,7 @@ import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -48,9 +49,13 @@ def page_of(run) -> Page:
     return Page(write_report(run).read_text())
 
 
-def test_the_page_needs_no_network_and_no_scripts(run):
-    html = write_report(run).read_text()
-    page = Page(html)
+@pytest.fixture(scope="module")
+def page(finished) -> Page:
+    return Page((finished / "report.html").read_text())
+
+
+def test_the_page_needs_no_network_and_no_scripts(finished, page):
+    html = (finished / "report.html").read_text()
     assert not page.all("script")
     assert not page.all("link")
     assert "default-src 'none'" in html
@@ -61,8 +66,7 @@ def test_the_page_needs_no_network_and_no_scripts(run):
     assert "url(" not in re.sub(r"url\(#", "", html)
 
 
-def test_tags_are_balanced_and_ids_and_headings_in_order(run):
-    page = page_of(run)
+def test_tags_are_balanced_and_ids_and_headings_in_order(page):
     assert page.open == []
     ids = Counter(
         attributes["id"]
@@ -73,13 +77,12 @@ def test_tags_are_balanced_and_ids_and_headings_in_order(run):
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     for link in page.all("a"):
         assert (link["href"] or "").removeprefix("#") in ids
 
 
-def test_every_picture_is_described_and_every_chart_too(run):
-    page = page_of(run)
+def test_every_picture_is_described_and_every_chart_too(page):
     assert page.all("img")
     assert all(image.get("alt") for image in page.all("img"))
     charts = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
@@ -87,9 +90,8 @@ def test_every_picture_is_described_and_every_chart_too(run):
     assert all(chart.get("aria-label") for chart in charts)
 
 
-def test_numbers_on_the_page_are_those_of_the_records(run):
-    records = read_records(run / "records.jsonl")
-    page = page_of(run)
+def test_numbers_on_the_page_are_those_of_the_records(finished, page):
+    records = read_records(finished / "records.jsonl")
     for model in ("original", "gat"):
         for attack in ("none", "gat", "pgd-linf-8/255"):
             verdicts = [
@@ -108,10 +110,15 @@ def test_numbers_on_the_page_are_those_of_the_records(run):
         assert words in page.text
 
 
-def test_fooled_and_held_differ_in_words_and_not_only_in_colour(run):
-    page = page_of(run)
+def test_fooled_and_held_differ_in_words_and_not_only_in_colour(page):
     assert page.text.count("⚑ fooled, 3 steps") > 0
     assert page.text.count("○ held, 3 steps") > 0
+
+
+def test_layer_groups_go_from_coarse_to_fine_and_pictures_beyond_six_are_folded(finished, page):
+    assert page.text.index("Coarse layers") < page.text.index("Fine layers")
+    assert len([card for card in page.all("li") if card.get("class") == "card"]) == 2 * (7 + 2)
+    assert page.text.count("1 more: Fine layers") == 2
 
 
 def test_all_doubts_are_printed_outside_of_anything_folded(run):
@@ -202,6 +209,24 @@ def test_writing_twice_gives_the_same_files_and_leaves_nothing_else(run):
     write_report(run)
     assert [(run / name).read_bytes() for name in names] == first
     assert {path.name for path in run.iterdir()} == before | set(names)
+
+
+def test_attacks_a_model_was_trained_on_are_marked_at_that_model_only(run):
+    protocols = {"paper-10": {"name": "latent", "summary": "ten steps"}, "strict-20": {"name": "pgd"}}
+    (run / "provenance.json").write_text(
+        json.dumps({"trained_on": {"original": [], "gat": ["latent"]}, "protocols": protocols})
+    )
+    page = page_of(run)
+    assert page.text.count("seen in training") == 1
+    assert "ten steps" in page.text
+
+
+def test_a_missing_protocol_leaves_no_empty_brackets(run):
+    records = read_records(run / "records.jsonl")
+    write_records(run / "records.jsonl", [type(r)(**{**vars(r), "protocol": ""}) for r in records])
+    page = page_of(run)
+    assert "[]" not in page.text
+    assert "[]" not in (run / "report.md").read_text()
 
 
 def test_large_pictures_are_shrunk_and_small_ones_shown_as_pixels(run, tmp_path, draw_items):

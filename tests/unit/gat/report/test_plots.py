@@ -82,6 +82,11 @@ def test_training_series_follow_steps_split_by_texts_and_leave_out_what_is_not_f
     assert found == {"all (GAT-trained)": ((0.0, 10.0), (3.0, 2.0)), "all (Original)": ((0.0,), (5.0,))}
 
 
+def test_parts_of_a_loss_stand_for_their_sum():
+    rows = [{"step": 0, "loss": 3.0, "loss_clean": 1.0, "loss_adversarial": 2.0}]
+    assert [series.metric for series in training_series(rows)] == ["loss_clean", "loss_adversarial"]
+
+
 def test_losses_shares_and_speeds_share_charts_and_the_rest_follows():
     rows = [
         {

@@ -145,7 +145,7 @@ def test_oracle_agreement_counts_successes_that_the_oracle_read_right_before():
 
 def test_models_are_compared_on_shared_examples_only():
     first = [record(i, prediction=p) for i, p in enumerate([0, 0, 0, 1, 1])]
-    second = [record(i, prediction=p) for i, p in enumerate([0, 1, 1, 0, 1], start=0)][1:] + [record(9)]
+    second = [record(i, prediction=p) for i, p in ((1, 1), (2, 1), (3, 0), (4, 1), (9, 0))]
     found = compare(first, second)
     assert found is not None
     assert (found.n, found.both, found.only_first, found.only_second, found.neither) == (4, 0, 2, 1, 1)

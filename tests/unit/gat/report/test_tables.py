@@ -23,7 +23,7 @@ from gat.report.tables import (
 
 
 @pytest.fixture
-def summaries():
+def summaries(draw_records):
     records = []
     for model, fooled in (("gat", 0.2), ("original", 1.0)):
         records += draw_records(model, "gat", "paper_10", "generated", fooled)

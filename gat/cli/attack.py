@@ -1,0 +1,148 @@
+"""Attack a model of a finished run and keep the pictures.
+
+Example:
+    gat attack runs/quickstart --out pictures.png
+    gat attack runs/quickstart --model gat --n 8 --out x.npz move=style group=coarse
+    gat attack runs/quickstart --target Bag --out bags.png goal=targeted max_steps=30
+    gat attack runs/quickstart --attack pgd --out pgd.png eps=0.03
+
+`key=value` words set the attack's own settings; `--attack` says which attack (latent, pgd, fgsm). A .png shows start, attacked
+image and their difference, one row per example; an .npz holds `start_images` and `images` [n, h, w, 3] uint8, `labels`,
+`clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+from torchvision.utils import save_image
+
+from gat.attacks import ATTACKS, Attack
+from gat.attacks.run import Outcome
+from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
+from gat.cli.table import print_table
+from gat.config import ConfigError, load
+from gat.latents import Latents
+from gat.protocols import Space
+from gat.report.gallery import to_uint8
+from gat.spaces.pixels import PixelSpace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the attack")
+    parser.add_argument("--attack", default="latent", help=f"one of {', '.join(ATTACKS)} (default: latent)")
+    parser.add_argument("--model", default=ORIGINAL, help="whose weights: original, gat, ... (default: original)")
+    parser.add_argument("--n", type=int, default=16, help="examples (default: 16)")
+    parser.add_argument("--labels", help="classes to attack, such as Coat,Bag (default: all in turn)")
+    parser.add_argument("--target", help="class to aim at; sets goal=targeted")
+    parser.add_argument("--seed", type=int, default=0, help="of the random latents, or of the choice of test images")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .png or .npz")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with the outcome")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out: wanted a file ending in .png or .npz, got {args.out}")
+    if args.n < 1:
+        raise ValueError(f"--n: wanted 1 or more, got {args.n}")
+    if args.attack not in ATTACKS:
+        raise ConfigError(f"--attack: {args.attack!r} is not one of {', '.join(ATTACKS)}")
+    settings = args.run / "config.yaml"
+    if not settings.is_file():
+        raise FileNotFoundError(f"{args.run} is not the folder of a run: it has no config.yaml")
+    overrides = [*args.overrides, *(["goal=targeted"] if args.target else [])]
+    attack: Attack = load(ATTACKS[args.attack], [], overrides)
+    current = open_run(load(RunConfig, [settings], [f"out={args.run}"]))
+    classes = current.train_data.classes
+    labels_wanted = parse_classes(args.labels, classes) if args.labels else list(range(len(classes)))
+    target = parse_classes(args.target, classes)[0] if args.target else None
+    if target is not None and args.labels is None:
+        labels_wanted.remove(target)  # nothing is aimed at its own class
+
+    model = current.finished_model(args.model)
+    space, latents, labels = starts(current, attack, labels_wanted, args.n, args.seed)
+    targets = None if target is None else torch.full_like(labels, target)
+    outcome = attack(current.tools.task, model, space, latents, labels, targets=targets, compute=current.tools.compute)
+    write(args.out, outcome, labels, classes)
+    show(args, outcome, labels, classes)
+    return 0
+
+
+def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
+    """Comma-separated names or numbers.
+
+    Raises:
+        ValueError: listing the classes.
+    """
+    found = []
+    for word in text.split(","):
+        if word.isdigit() and int(word) < len(classes):
+            found.append(int(word))
+        elif word in classes:
+            found.append(classes.index(word))
+        else:
+            raise ValueError(f"no class {word!r}; on offer: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}")
+    return found
+
+
+def starts(run: Run, attack: Attack, wanted: list[int], n: int, seed: int) -> tuple[Space, Latents, torch.Tensor]:
+    """Random latents of the wanted classes in turn, or a seeded choice of test images of them."""
+    if attack.needs == "generator":
+        space = run.tools.generator
+        if space is None:
+            raise ConfigError("this run has no generator, so there are no latents to attack; take --attack pgd")
+        labels = torch.tensor(wanted).repeat(n // len(wanted) + 1)[:n]
+        return space, space.sample(labels, torch.arange(n), seed), labels.to(run.accelerator.device)
+    fitting = torch.isin(run.test_data.labels, torch.tensor(wanted)).nonzero().squeeze(1)
+    chosen = fitting[torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))[:n]]
+    batch = default_collate([run.test_data[int(i)] for i in chosen])
+    images, labels = batch["images"].to(run.accelerator.device), batch["labels"].to(run.accelerator.device)
+    return PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels
+
+
+def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+    """A sheet or an archive."""
+    if path.suffix == ".png":
+        change = (outcome.images - outcome.start_images).abs() * 4
+        rows = torch.stack([outcome.start_images, outcome.images, change.clamp(max=1)], dim=1).flatten(0, 1)
+        rows = torch.nn.functional.interpolate(rows, scale_factor=3) if rows.shape[-1] <= 64 else rows
+        save_image(rows.cpu(), path, nrow=3, padding=3, pad_value=0.5)
+        return
+    np.savez_compressed(
+        path,
+        start_images=np.stack([to_uint8(image) for image in outcome.start_images]),
+        images=np.stack([to_uint8(image) for image in outcome.images]),
+        labels=labels.cpu().numpy(),
+        clean_predictions=outcome.clean_predictions.cpu().numpy(),
+        predictions=outcome.predictions.cpu().numpy(),
+        success=outcome.success.cpu().numpy(),
+        iterations=outcome.iterations.cpu().numpy(),
+        classes=np.array(classes),
+    )
+
+
+def show(args: argparse.Namespace, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+    """One line per example, or JSON."""
+    rows = [
+        {
+            "label": classes[label],
+            "before": classes[before],
+            "after": classes[after],
+            "fooled": fooled,
+            "iterations": steps,
+        }
+        for label, before, after, fooled, steps in zip(
+            labels.tolist(), outcome.clean_predictions.tolist(), outcome.predictions.tolist(), outcome.success.tolist(),
+            outcome.iterations.tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    attacked = int(outcome.attacked.sum())
+    if args.json:
+        print(json.dumps({"out": str(args.out), "attacked": attacked, "fooled": int(outcome.success.sum()), "examples": rows}))
+        return
+    print_table(list(rows[0]), [list(row.values()) for row in rows])
+    print(f"{int(outcome.success.sum())} of {attacked} examples that {args.model} got right fool it now; {args.out}")

@@ -1,0 +1,101 @@
+"""Merge the runs of several seeds into results/<name>: table.json, table.md, training curves and all records.
+
+    python scripts/publish_results.py runs/fashion_gat_0 runs/fashion_gat_1 runs/fashion_gat_2 --out results/fashion_gat
+
+The runs may differ in their seed alone. Accuracies are over the examples of all seeds together (n says how many), so the
+interval covers the choice of examples; the value of every seed stands beside it as `per_seed`.
+"""
+
+import argparse
+import gzip
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gat.evaluation.records import read_records
+from gat.report.statistics import by_cell, summarize
+from gat.report.tables import result_rows
+
+VARIES = {"seed", "name", "out"}  # between runs of one result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in args.runs]
+    shared = [{key: value for key, value in config.items() if key not in VARIES} for config in configs]
+    for run, config in zip(args.runs, shared, strict=True):
+        different = [key for key in config if config[key] != shared[0].get(key)]
+        if different:
+            raise SystemExit(f"{run} differs from {args.runs[0]} in {', '.join(different)}; only the seed may")
+    seeds = [config["seed"] for config in configs]
+    if len(set(seeds)) != len(seeds):
+        raise SystemExit(f"every run needs its own seed, got {seeds}")
+
+    per_seed = [read_records(run / "records.jsonl") for run in args.runs]
+    pooled = [record for records in per_seed for record in records]
+    rows = result_rows([summarize(key, cell) for key, cell in by_cell(pooled).items()], "classification", seeds)
+    single = [result_rows([summarize(k, c) for k, c in by_cell(records).items()], "classification", []) for records in per_seed]
+    for row in rows:
+        row["per_seed"] = [
+            round(other["value"], 4) for found in single for other in found if identity(other) == identity(row)
+        ]
+    provenance = json.loads((args.runs[0] / "provenance.json").read_text())
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs = " ".join(map(str, args.runs))
+    table = {
+        "command": f"python scripts/publish_results.py {runs} --out {args.out}",
+        "trained_with": [f"python train_gat.py --config configs/{args.out.name}.yaml name={run.name} seed={seed}"
+                         for run, seed in zip(args.runs, seeds, strict=True)],
+        "commit": provenance["commit"],
+        "hardware": provenance["hardware"],
+        "versions": provenance["versions"],
+        "protocols": provenance["protocols"],
+        "rows": rows,
+    }  # fmt: skip
+    write(args.out / "table.json", json.dumps(table, indent=1) + "\n")
+    write(args.out / "table.md", markdown(rows))
+    with gzip.GzipFile(args.out / "records.jsonl.gz", "wb", mtime=0) as file:
+        for seed, records in zip(seeds, per_seed, strict=True):
+            for record in records:
+                file.write((json.dumps({"seed": seed, **asdict(record)}) + "\n").encode())
+    print(markdown(rows))
+
+
+def identity(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["model"], row["attack"], row["protocol"], row["source"], row["metric"]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Accuracy of every model under every attack: per cent, 95 % interval, seeds' values."""
+    lines = ["| attack | images | model | accuracy % (95 %) | n | per seed | steps to fool | label still read % |", "|---|---|---|---|---|---|---|---|"]
+    cells: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["attack"], row["source"], row["model"]), {})[row["metric"]] = row
+    for (attack, source, model), metrics in sorted(cells.items(), key=lambda cell: (cell[0][0] != "clean", cell[0])):
+        accuracy = metrics["accuracy"]
+        seeds = ", ".join(f"{100 * value:.1f}" for value in accuracy["per_seed"])
+        steps = f"{metrics['mean_iterations']['value']:.1f}" if "mean_iterations" in metrics else ""
+        oracle = f"{100 * metrics['oracle_agreement']['value']:.1f}" if "oracle_agreement" in metrics else ""
+        lines.append(
+            f"| {attack} | {source} | {model} | {100 * accuracy['value']:.1f} ({100 * accuracy['low']:.1f}-"
+            f"{100 * accuracy['high']:.1f}) | {accuracy['n']} | {seeds} | {steps} | {oracle} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Tiny models, generators and data whose answers are known, for tests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from generators.stylegan2.config import StyleGAN2Config
+from generators.stylegan2.networks import Generator
+from generators.stylegan2.space import StyleGAN2Space
+
+CLASSES = ("circle", "square", "triangle")
+
+
+def linear_classifier(weights: Tensor, bias: Tensor | None = None) -> nn.Sequential:
+    """Flattened image to logits `weights @ x + bias`; weights [k, c * h * w]."""
+    layer = nn.Linear(weights.shape[1], weights.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(weights)
+        layer.bias.copy_(torch.zeros(len(weights)) if bias is None else bias)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def conv_classifier(num_classes: int = 3, seed: int = 0) -> nn.Sequential:
+    """Random, with everything that a careless caller would disturb: batch norm and dropout."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Dropout(0.5),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, num_classes),
+        )
+        with torch.no_grad():
+            model[-1].weight.mul_(10)
+    return model
+
+
+@torch.no_grad()
+def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
+    """`model` in eval mode, its last bias and scale set so that it answers every class with some confidence on `images`."""
+    logits = model.eval()(images)
+    scale = 2 / (logits - logits.mean(0)).std()
+    model[-1].bias.sub_(logits.mean(0)).mul_(scale)
+    model[-1].weight.mul_(scale)
+    return model
+
+
+def tiny_generator(seed: int = 0, **settings: Any) -> Generator:
+    """A random StyleGAN2 whose noise is visible and whose images mostly lie inside [-1, 1]."""
+    shape = {"z_dim": 8, "c_dim": len(CLASSES), "w_dim": 8, "img_resolution": 16, "channel_base": 64}
+    config = StyleGAN2Config(**(shape | {"channel_max": 8, "mapping_layers": 2} | settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = Generator(config)
+        for name, parameter in generator.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.data.uniform_(0.1, 0.5)
+            if "torgb.weight" in name:
+                parameter.data.mul_(0.2)
+    return generator
+
+
+def tiny_space(architecture: str = "skip", **options: Any) -> StyleGAN2Space:
+    return StyleGAN2Space(tiny_generator(architecture=architecture), CLASSES, **options)
+
+
+class Blobs(Dataset[Mapping[str, Any]]):
+    """Three classes of noisy images, told apart by which colour is bright."""
+
+    classes = CLASSES
+
+    def __init__(self, n: int = 48, side: int = 8, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(n) % 3
+        self.images = torch.rand(n, 3, side, side, generator=generator) * 0.6
+        self.images[torch.arange(n), self.labels] += 0.3
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"images": self.images[index], "labels": int(self.labels[index]), "ids": 100 + int(index)}
