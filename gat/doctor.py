@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -46,11 +46,11 @@ class Check:
     advice: str = ""
 
 
-def examine(weights: Path, folder: Path) -> list[Check]:
+def examine(weights: Sequence[Path], folder: Path) -> list[Check]:
     """All checks.
 
     Args:
-        weights: folder of the weights that ship, with their SHA256SUMS.
+        weights: folders of the weights that ship, each with its SHA256SUMS.
         folder: where runs will be written.
     """
     return [
@@ -62,7 +62,7 @@ def examine(weights: Path, folder: Path) -> list[Check]:
         _memory(),
         *_processes(),
         *_extras(),
-        *_weights(weights),
+        *(check for place in weights for check in _weights(place)),
         _disk(folder),
     ]
 

@@ -70,7 +70,7 @@ class GenerativeSpace(Space, Protocol):
 
     classes: tuple[str, ...]
 
-    def sample(self, labels: Sequence[int], ids: Sequence[int], seed: int) -> Latents:
+    def sample(self, labels: Tensor, ids: Tensor, seed: int) -> Latents:
         """Random latents of the given classes; an example depends on (seed, id, label) alone."""
         ...
 

@@ -38,7 +38,9 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("--n", type=int, default=10_000, help="samples")
     parser.add_argument("--steps", type=int, default=2000, help="of the classifier's training, batch 128")
@@ -53,7 +55,11 @@ def main() -> None:
     model = SmallResNetConfig(widths=(32, 64, 128), blocks=(1, 1, 1)).build(len(train_set.classes), 32)
     settings = TrainSettings(steps=args.steps, lr=3e-3, log_every=50)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16")
-    model = train(model, train_set, Standard(), Tools(task), settings, accelerator, Path(args.work), seed=123).eval().cpu()
+    model = (
+        train(model, train_set, Standard(), Tools(task), settings, accelerator, Path(args.work), seed=123)
+        .eval()
+        .cpu()
+    )
 
     @torch.no_grad()
     def read(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,10 +96,13 @@ def main() -> None:
         json.dumps(
             {
                 "n": args.n,
-                "classifier_accuracy_on_real_test_images": round(float((test_read == test[1]).float().mean()), 4),
+                "classifier_accuracy_on_real_test_images": round(
+                    float((test_read == test[1]).float().mean()), 4
+                ),
                 "label_agreement": round(float(agree.float().mean()), 4),
                 "label_agreement_per_class": {
-                    name: round(float(agree[labels == k].float().mean()), 3) for k, name in enumerate(space.classes)
+                    name: round(float(agree[labels == k].float().mean()), 3)
+                    for k, name in enumerate(space.classes)
                 },
                 "frechet_distance": round(frechet_distance(fake_features, test_features), 3),
                 "frechet_floor_train_vs_test": round(frechet_distance(real_features, test_features), 3),

@@ -24,7 +24,9 @@ VARIES = {"seed", "name", "out"}  # between runs of one result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -34,18 +36,28 @@ def main() -> None:
     for run, config in zip(args.runs, shared, strict=True):
         different = [key for key in config if config[key] != shared[0].get(key)]
         if different:
-            raise SystemExit(f"{run} differs from {args.runs[0]} in {', '.join(different)}; only the seed may")
+            raise SystemExit(
+                f"{run} differs from {args.runs[0]} in {', '.join(different)}; only the seed may"
+            )
     seeds = [config["seed"] for config in configs]
     if len(set(seeds)) != len(seeds):
         raise SystemExit(f"every run needs its own seed, got {seeds}")
 
     per_seed = [read_records(run / "records.jsonl") for run in args.runs]
     pooled = [record for records in per_seed for record in records]
-    rows = result_rows([summarize(key, cell) for key, cell in by_cell(pooled).items()], "classification", seeds)
-    single = [result_rows([summarize(k, c) for k, c in by_cell(records).items()], "classification", []) for records in per_seed]
+    rows = result_rows(
+        [summarize(key, cell) for key, cell in by_cell(pooled).items()], "classification", seeds
+    )
+    single = [
+        result_rows([summarize(k, c) for k, c in by_cell(records).items()], "classification", [])
+        for records in per_seed
+    ]
     for row in rows:
         row["per_seed"] = [
-            round(other["value"], 4) for found in single for other in found if identity(other) == identity(row)
+            round(other["value"], 4)
+            for found in single
+            for other in found
+            if identity(other) == identity(row)
         ]
     provenance = json.loads((args.runs[0] / "provenance.json").read_text())
     args.out.mkdir(parents=True, exist_ok=True)
@@ -75,11 +87,16 @@ def identity(row: dict[str, Any]) -> tuple[str, ...]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Accuracy of every model under every attack: per cent, 95 % interval, seeds' values."""
-    lines = ["| attack | images | model | accuracy % (95 %) | n | per seed | steps to fool | label still read % |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| attack | images | model | accuracy % (95 %) | n | per seed | steps to fool | label still read % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     cells: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["attack"], row["source"], row["model"]), {})[row["metric"]] = row
-    for (attack, source, model), metrics in sorted(cells.items(), key=lambda cell: (cell[0][0] != "clean", cell[0])):
+    for (attack, source, model), metrics in sorted(
+        cells.items(), key=lambda cell: (cell[0][0] != "clean", cell[0])
+    ):
         accuracy = metrics["accuracy"]
         seeds = ", ".join(f"{100 * value:.1f}" for value in accuracy["per_seed"])
         steps = f"{metrics['mean_iterations']['value']:.1f}" if "mean_iterations" in metrics else ""

@@ -22,11 +22,15 @@ from gat.report.statistics import proportion
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", default=ORIGINAL)
     parser.add_argument("--n", type=int, default=256, help="random latents")
-    parser.add_argument("--style", type=float, nargs="+", default=[0.0025, 0.005, 0.01, 0.02, 0.05], help="in sigma")
+    parser.add_argument(
+        "--style", type=float, nargs="+", default=[0.0025, 0.005, 0.01, 0.02, 0.05], help="in sigma"
+    )
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2], help="in sigma")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -60,13 +64,20 @@ def main() -> None:
                         "oracle_low": round(kept.low, 4),
                         "oracle_high": round(kept.high, 4),
                         "judged": kept.n,
-                        "mean_iterations": round(float(outcome.iterations[outcome.success].float().mean()), 2),
+                        "mean_iterations": round(
+                            float(outcome.iterations[outcome.success].float().mean()), 2
+                        ),
                     }
                 )
                 advance(1)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
-        content = {"command": f"python scripts/tradeoff.py {args.run} --n {args.n}", "n": args.n, "seed": args.seed, "rows": rows}
+        content = {
+            "command": f"python scripts/tradeoff.py {args.run} --n {args.n}",
+            "n": args.n,
+            "seed": args.seed,
+            "rows": rows,
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         temporary = args.out.with_name(args.out.name + ".tmp")
         temporary.write_text(json.dumps(content, indent=1))

@@ -112,7 +112,13 @@ def examples_do_not_see_each_other(norm: str) -> None:
 
     def run(rows: Tensor, width: int = 128) -> Tensor:
         return attack(
-            TWO, model, _space(), {"pixels": images[rows]}, labels[rows], ids=ids[rows], compute=Compute(width)
+            TWO,
+            model,
+            _space(),
+            {"pixels": images[rows]},
+            labels[rows],
+            ids=ids[rows],
+            compute=Compute(width),
         ).images
 
     together = run(torch.arange(4))

@@ -1,8 +1,6 @@
-"""Attacks by name. One line here enrols an attack in the configuration, the command line and the contract tests."""
+"""Attacks by name. Adding one to `Attack` enrols it in the configuration, the command line and the contract tests."""
 
-from functools import reduce
-from operator import or_
-from typing import Annotated
+from typing import Annotated, TypeAlias, get_args
 
 from pydantic import Field
 
@@ -10,13 +8,10 @@ from gat.attacks.latent import LatentAttack
 from gat.attacks.pgd import FGSM, PGD
 from gat.attacks.run import Compute, Outcome
 
-ATTACKS = {
-    "latent": LatentAttack,
-    "pgd": PGD,
-    "fgsm": FGSM,
+Attack: TypeAlias = LatentAttack | PGD | FGSM
+AttackConfig = Annotated[Attack, Field(discriminator="name")]
+ATTACKS: dict[str, type[LatentAttack] | type[PGD] | type[FGSM]] = {
+    attack.model_fields["name"].default: attack for attack in get_args(Attack)
 }
-
-Attack = LatentAttack | PGD | FGSM
-AttackConfig = Annotated[reduce(or_, ATTACKS.values()), Field(discriminator="name")]
 
 __all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "AttackConfig", "Compute", "LatentAttack", "Outcome"]

@@ -39,7 +39,7 @@ class LatentAttack(Config):
     move: Part = "both"
     group: Group = "all"
     sites: tuple[str, ...] = ()
-    step_size: dict[str, float] = Field(default_factory=lambda: {"style/*": 0.05, "noise/*": 0.2, "*": 0.05})
+    step_size: dict[str, float] = Field(default_factory=lambda: {"style/*": 0.01, "noise/*": 0.4})
     unit: Literal["relative", "absolute"] = "relative"
     eps: dict[str, float] = Field(default_factory=dict)
     norm: Norm = "linf"

@@ -35,11 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the attack")
     parser.add_argument("--attack", default="latent", help=f"one of {', '.join(ATTACKS)} (default: latent)")
-    parser.add_argument("--model", default=ORIGINAL, help="whose weights: original, gat, ... (default: original)")
+    parser.add_argument(
+        "--model", default=ORIGINAL, help="whose weights: original, gat, ... (default: original)"
+    )
     parser.add_argument("--n", type=int, default=16, help="examples (default: 16)")
     parser.add_argument("--labels", help="classes to attack, such as Coat,Bag (default: all in turn)")
     parser.add_argument("--target", help="class to aim at; sets goal=targeted")
-    parser.add_argument("--seed", type=int, default=0, help="of the random latents, or of the choice of test images")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the random latents, or of the choice of test images"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file to write: .png or .npz")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the outcome")
 
@@ -66,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     model = current.finished_model(args.model)
     space, latents, labels = starts(current, attack, labels_wanted, args.n, args.seed)
     targets = None if target is None else torch.full_like(labels, target)
-    outcome = attack(current.tools.task, model, space, latents, labels, targets=targets, compute=current.tools.compute)
+    outcome = attack(
+        current.tools.task, model, space, latents, labels, targets=targets, compute=current.tools.compute
+    )
     write(args.out, outcome, labels, classes)
     show(args, outcome, labels, classes)
     return 0
@@ -85,16 +91,22 @@ def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
         elif word in classes:
             found.append(classes.index(word))
         else:
-            raise ValueError(f"no class {word!r}; on offer: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}")
+            raise ValueError(
+                f"no class {word!r}; on offer: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}"
+            )
     return found
 
 
-def starts(run: Run, attack: Attack, wanted: list[int], n: int, seed: int) -> tuple[Space, Latents, torch.Tensor]:
+def starts(
+    run: Run, attack: Attack, wanted: list[int], n: int, seed: int
+) -> tuple[Space, Latents, torch.Tensor]:
     """Random latents of the wanted classes in turn, or a seeded choice of test images of them."""
     if attack.needs == "generator":
         space = run.tools.generator
         if space is None:
-            raise ConfigError("this run has no generator, so there are no latents to attack; take --attack pgd")
+            raise ConfigError(
+                "this run has no generator, so there are no latents to attack; take --attack pgd"
+            )
         labels = torch.tensor(wanted).repeat(n // len(wanted) + 1)[:n]
         return space, space.sample(labels, torch.arange(n), seed), labels.to(run.accelerator.device)
     fitting = torch.isin(run.test_data.labels, torch.tensor(wanted)).nonzero().squeeze(1)
@@ -142,7 +154,18 @@ def show(args: argparse.Namespace, outcome: Outcome, labels: torch.Tensor, class
     ]  # fmt: skip
     attacked = int(outcome.attacked.sum())
     if args.json:
-        print(json.dumps({"out": str(args.out), "attacked": attacked, "fooled": int(outcome.success.sum()), "examples": rows}))
+        print(
+            json.dumps(
+                {
+                    "out": str(args.out),
+                    "attacked": attacked,
+                    "fooled": int(outcome.success.sum()),
+                    "examples": rows,
+                }
+            )
+        )
         return
     print_table(list(rows[0]), [list(row.values()) for row in rows])
-    print(f"{int(outcome.success.sum())} of {attacked} examples that {args.model} got right fool it now; {args.out}")
+    print(
+        f"{int(outcome.success.sum())} of {attacked} examples that {args.model} got right fool it now; {args.out}"
+    )

@@ -10,11 +10,12 @@ Example:
 import argparse
 import json
 from dataclasses import asdict
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from gat.cli.table import print_table
 from gat.doctor import examine
+
+ROOT = Path(__file__).resolve().parents[2]  # of the installation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with as_file(files("generators") / "weights") as weights:
-        checks = examine(weights, Path.cwd())
+    checks = examine([ROOT / "generators" / "weights", ROOT / "tasks" / "models" / "shipped"], Path.cwd())
     failed = [check for check in checks if check.status == "failed"]
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))

@@ -4,7 +4,7 @@ Uses the official seed convention: z = numpy.random.RandomState(seed).randn(1, z
 generate.py draws with it. A class-conditional generator draws every seed for every label.
 
 Example:
-    gat sample generator.safetensors --seeds 0-9 --labels all --psi 0.7 --out sheet.png --grid
+    gat sample fashion_mnist_32.safetensors --seeds 0-9 --labels all --psi 0.7 --out sheet.png --grid
     gat sample stylegan2-ffhq.pkl --seeds 0-3,17 --noise const --out faces.npz
 
 An .npz holds `images` [n, h, w, c] uint8, `images_float` [n, c, h, w] float32 (the network's output, nominally in [-1, 1]),
@@ -29,6 +29,7 @@ from torch import Tensor
 from gat.progress import progress
 from generators.stylegan2.checkpoints import Checkpoint, read_checkpoint
 from generators.stylegan2.networks import Generator
+from generators.stylegan2.settings import WEIGHTS
 
 MAX_IMAGES = 100_000
 
@@ -47,7 +48,9 @@ class Samples(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="whatever `gat convert` reads, or what it wrote")
+    parser.add_argument(
+        "checkpoint", type=Path, help="what `gat convert` reads or wrote, or a name that ships"
+    )
     parser.add_argument("--seeds", default="0", help="such as 0-3,17 (default: 0)")
     parser.add_argument(
         "--labels", help="such as 0,3 or coat,bag or all; wanted if the generator is conditional"
@@ -76,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: wanted 1 or more, got {args.batch_size}")
     seeds = parse_seeds(args.seeds)
-    checkpoint = read_checkpoint(args.checkpoint)
+    shipped = WEIGHTS / args.checkpoint
+    checkpoint = read_checkpoint(
+        shipped if shipped.is_file() and not args.checkpoint.exists() else args.checkpoint
+    )
     labels = parse_labels(args.labels, checkpoint)
     if len(seeds) * len(labels) > MAX_IMAGES:
         raise ValueError(

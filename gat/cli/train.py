@@ -57,7 +57,15 @@ def train_models(current: Run) -> None:
     def learn(name: str, start: nn.Module, method: Method, settings: TrainSettings, seed: int) -> None:
         folder = config.folder / "training" / name
         model = train(
-            start, current.train_data, method, current.tools, settings, current.accelerator, folder, seed, stage=name
+            start,
+            current.train_data,
+            method,
+            current.tools,
+            settings,
+            current.accelerator,
+            folder,
+            seed,
+            stage=name,
         )
         current.save_model(model, name)
 

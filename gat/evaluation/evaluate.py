@@ -88,7 +88,7 @@ def evaluate(
                 found: list[Record] = []
                 with progress(f"{model_name} against {name}", total=len(mine)) as advance:
                     # Big chunks, so that the attack can hand the slots of finished examples to waiting ones.
-                    for chunk in mine.split(settings.width * 4):
+                    for chunk in mine.split(settings.width * 4) if len(mine) else ():
                         found += _attack_chunk(
                             model_name, model, name, attack, chunk, dataset, tools, settings, device
                         )

@@ -95,7 +95,9 @@ def train(
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(device, memory_format=torch.channels_last)  # the faster layout for convolutions, on CPUs by a factor
+    model.to(
+        device, memory_format=torch.channels_last
+    )  # the faster layout for convolutions, on CPUs by a factor
     optimizer = _optimizer(model, settings)
     average = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
@@ -139,6 +141,7 @@ def train(
             if step % settings.log_every == 0 or step == settings.steps:
                 log.write(step, settings.lr_at(step - 1))
             if step == settings.steps or (settings.save_every and step % settings.save_every == 0):
+                _check_finite(model, stage, step)
                 run.save(step)
             advance(1)
     return model if average is None else average.module
@@ -169,6 +172,16 @@ def _backward(
             accelerator.backward(loss.sum() / len(lesson.images))
         losses.append(loss.detach())
     return torch.cat(losses)
+
+
+def _check_finite(model: nn.Module, stage: str, step: int) -> None:
+    """What is saved must be worth going on from, also between two looks at the loss."""
+    bad = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
+    if bad:
+        raise DivergedError(
+            f"{stage}: {len(bad)} weights, {bad[0]} among them, are not finite at step {step}; lower lr or clip_norm. "
+            "The last checkpoint is intact: run the same command to go on from it."
+        )
 
 
 class _Log:

@@ -1,14 +1,12 @@
 """How clean and adversarial images become the images of one training step.
 
 A method is a function of the raw model and one clean batch. It draws no global random number: everything depends on
-(seed, step, rank), so a resumed run repeats it exactly. Add one by writing it here and one line in `METHODS`.
+(seed, step, rank), so a resumed run repeats it exactly. Add one by writing it here and its name in `MethodConfig`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -52,6 +50,7 @@ class Lesson:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen config that is its own implementation."""
 
@@ -201,9 +200,4 @@ class GAT(Config):
         )
 
 
-METHODS = {
-    "standard": Standard,
-    "adversarial_training": AdversarialTraining,
-    "gat": GAT,
-}
-MethodConfig = Annotated[reduce(or_, METHODS.values()), Field(discriminator="name")]
+MethodConfig = Annotated[Standard | AdversarialTraining | GAT, Field(discriminator="name")]

@@ -140,6 +140,8 @@ class LabelAndLatentMLP(nn.Module):
 class Mapping(LabelAndLatentMLP):
     """z and a one-hot label to w, with the running mean of w that truncation pulls towards."""
 
+    w_avg: Tensor
+
     def __init__(self, config: StyleGAN2Config) -> None:
         hidden = config.mapping_features or config.w_dim
         widths = [hidden] * (config.mapping_layers - 1) + [config.w_dim]
@@ -181,6 +183,9 @@ class Kernel(NamedTuple):
 class StyledConv(nn.Module):
     """3x3 convolution whose input channels are scaled by a style and whose output is demodulated, noised, activated."""
 
+    resample_filter: Tensor
+    noise_const: Tensor
+
     def __init__(
         self, in_channels: int, out_channels: int, resolution: int, up: bool, config: StyleGAN2Config
     ) -> None:
@@ -211,17 +216,21 @@ class StyledConv(nn.Module):
         weight, energy = kernel or self.kernel()
         assert energy is not None
         style = style.float()
-        demodulation = (F.linear(style.square(), energy) + 1e-8).rsqrt().to(x.dtype)
+        demodulation = (F.linear(style.square(), energy) + 1e-8).rsqrt()
         x = x * style.to(x.dtype)[:, :, None, None]
         if self.up:
             x = F.conv_transpose2d(x, weight.to(x.dtype), stride=2)
             x = F.conv2d(x, _depthwise(self.resample_filter * 4, x), padding=1, groups=x.shape[1])
         else:
             x = F.conv2d(x, weight.to(x.dtype), padding=1)
-        x = x * demodulation[:, :, None, None]
+        # From here on as `activate` has it, in fewer passes over memory, which cost as much as the convolution on a CPU: the
+        # gain is positive, so it may go before the leaky ReLU, into the small factors; the product is ours to write into.
+        scale = LEAKY_GAIN * gain
+        x = x * (demodulation * scale).to(x.dtype)[:, :, None, None]
         if noise is not None and self.use_noise:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return activate(x, self.bias, leaky=True, gain=gain, clamp=self.clamp)
+            x = x.add_((noise * (self.noise_strength * scale)).to(x.dtype))
+        x = F.leaky_relu_(x.add_((self.bias * scale).to(x.dtype)[:, None, None]), 0.2)
+        return x if self.clamp is None else x.clamp(-self.clamp * gain, self.clamp * gain)
 
 
 class ToRGB(nn.Module):
@@ -241,13 +250,19 @@ class ToRGB(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i r r"], style: Float[Tensor, "b i"], kernel: Kernel | None = None
     ) -> Float[Tensor, "b o r r"]:
+        """One small matrix per example instead of a convolution of scaled features: nothing as large as `x` is written."""
         weight = (kernel or self.kernel()).weight
-        x = x * (style * self.style_gain).to(x.dtype)[:, :, None, None]
-        return activate(F.conv2d(x, weight.to(x.dtype)), self.bias, leaky=False, clamp=self.clamp)
+        matrices = (weight[None, :, :, 0, 0] * (style * self.style_gain)[:, None, :]).to(x.dtype)
+        images = torch.baddbmm(self.bias.to(x.dtype)[:, None], matrices, x.flatten(2)).unflatten(
+            2, x.shape[2:]
+        )
+        return images if self.clamp is None else images.clamp(-self.clamp, self.clamp)
 
 
 class Conv(nn.Module):
     """Plain convolution with equalised learning rate, optionally halving or doubling the resolution through the FIR filter."""
+
+    resample_filter: Tensor
 
     def __init__(
         self,
@@ -493,6 +508,8 @@ class Generator(nn.Module):
 
 class DiscriminatorBlock(nn.Module):
     """One resolution of the discriminator, halving it."""
+
+    resample_filter: Tensor
 
     def __init__(self, resolution: int, is_first: bool, config: StyleGAN2Config) -> None:
         super().__init__()

@@ -87,7 +87,9 @@ def test_rendering_resumed_from_any_single_site_equals_the_full_one(case):
 def test_all_sites_together_and_none_at_all_give_the_same_images(case):
     space, latents, render = case
     every = list(space.sites)
-    torch.testing.assert_close(space.freeze(latents, every)(latents, EVERYONE), render(latents), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        space.freeze(latents, every)(latents, EVERYONE), render(latents), rtol=0, atol=1e-6
+    )
     torch.testing.assert_close(space.freeze(latents, [])({}, EVERYONE), render(latents), rtol=0, atol=1e-6)
 
 
@@ -226,7 +228,9 @@ def test_a_checkpoint_of_other_classes_than_the_data_is_refused(tmp_path):
     expected, got = (s.sample(LABELS, IDS, 0)["style/16/conv1"] for s in (tiny_space(), built))
     assert torch.equal(got, expected)
     for wrong in (("circle", "square", "star"), ("square", "circle", "triangle"), ("circle", "square")):
-        with pytest.raises(ValueError, match=f"draws circle, square, triangle, but the data has {', '.join(wrong)}"):
+        with pytest.raises(
+            ValueError, match=f"draws circle, square, triangle, but the data has {', '.join(wrong)}"
+        ):
             settings.build(wrong)
 
 

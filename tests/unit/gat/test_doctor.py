@@ -28,7 +28,7 @@ def find(checks: list[Check], name: str) -> Check:
 
 
 def test_nothing_needed_fails_here(weights: Path, tmp_path: Path):
-    checks = examine(weights, tmp_path)
+    checks = examine([weights], tmp_path)
     assert [check for check in checks if check.status == "failed"] == []
     assert find(checks, "torch").found == torch.__version__.split("+")[0]
     assert len({check.name for check in checks}) == len(checks)
@@ -50,7 +50,7 @@ def test_an_absent_optional_package_comes_with_its_command(
         return real(name)
 
     monkeypatch.setattr(gat.doctor, "version", version)
-    check = find(examine(weights, tmp_path), "lmdb")
+    check = find(examine([weights], tmp_path), "lmdb")
     assert check.status == "missing"
     assert "LSUN" in check.found
     assert "-m pip install 'lmdb" in check.advice
@@ -61,19 +61,19 @@ def test_a_version_we_were_not_tested_with_fails(
 ):
     real = gat.doctor.version
     monkeypatch.setattr(gat.doctor, "version", lambda name: "1.13.1" if name == "torch" else real(name))
-    check = find(examine(weights, tmp_path), "torch")
+    check = find(examine([weights], tmp_path), "torch")
     assert check.status == "failed"
     assert check.found.startswith("1.13.1, tested with ")
 
 
 def test_altered_and_missing_weights_fail(weights: Path, tmp_path: Path):
     (weights / "a.safetensors").write_bytes(b"abd")
-    check = find(examine(weights, tmp_path), "weights a.safetensors")
+    check = find(examine([weights], tmp_path), "weights a.safetensors")
     assert (check.status, check.found.split(":")[0]) == ("failed", "altered")
     (weights / "a.safetensors").unlink()
-    assert find(examine(weights, tmp_path), "weights a.safetensors").found == "missing"
+    assert find(examine([weights], tmp_path), "weights a.safetensors").found == "missing"
     (weights / "SHA256SUMS").unlink()
-    assert find(examine(weights, tmp_path), "shipped weights").status == "failed"
+    assert find(examine([weights], tmp_path), "shipped weights").status == "failed"
 
 
 def test_a_launcher_that_would_start_one_process_is_noticed(
@@ -83,7 +83,7 @@ def test_a_launcher_that_would_start_one_process_is_noticed(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("num_processes: 99\n")
-    check = find(examine(weights, tmp_path), "processes")
+    check = find(examine([weights], tmp_path), "processes")
     assert check.status == "note"
     assert "asks for 99" in check.found
     assert "torchrun" in check.advice
@@ -97,13 +97,13 @@ def test_a_world_that_accelerate_does_not_see_fails(
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState", Alone)
-    check = find(examine(weights, tmp_path), "processes")
+    check = find(examine([weights], tmp_path), "processes")
     assert (check.status, check.found) == ("failed", "WORLD_SIZE is 2, accelerate counts 1")
 
 
 def test_more_threads_than_cores_are_noted(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert "OMP_NUM_THREADS" in find(examine(weights, tmp_path), "cpu").advice
+    assert "OMP_NUM_THREADS" in find(examine([weights], tmp_path), "cpu").advice
 
 
 def test_cpu_flags_are_read_on_intel_and_arm(tmp_path: Path):

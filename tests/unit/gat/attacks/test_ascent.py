@@ -100,7 +100,9 @@ def test_more_steps_never_end_lower(start):
         loss = torch.sin(7 * latents["x"]).sum(dim=1)
         return loss, torch.zeros(len(rows), dtype=torch.bool)
 
-    losses = [ascend(bumpy, start, Steps({"x": 0.3}), n, stop_when_fooled=False).loss for n in (0, 1, 2, 5, 10)]
+    losses = [
+        ascend(bumpy, start, Steps({"x": 0.3}), n, stop_when_fooled=False).loss for n in (0, 1, 2, 5, 10)
+    ]
     for fewer, more in zip(losses, losses[1:], strict=False):
         assert (more >= fewer).all()
 
@@ -150,7 +152,9 @@ def test_a_nan_gradient_moves_nothing_and_is_counted(start):
 
 def test_gradient_scale_does_not_change_sign_steps(weights, start):
     plain = ascend(linear(weights), start, Steps({"x": 0.1}), 3, stop_when_fooled=False)
-    scaled = ascend(linear(weights), start, Steps({"x": 0.1}), 3, stop_when_fooled=False, gradient_scale=4096.0)
+    scaled = ascend(
+        linear(weights), start, Steps({"x": 0.1}), 3, stop_when_fooled=False, gradient_scale=4096.0
+    )
     assert torch.equal(plain.latents["x"], scaled.latents["x"])
 
 

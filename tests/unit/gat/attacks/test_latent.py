@@ -67,12 +67,16 @@ def test_one_step_is_equation_1_with_its_own_size_for_every_site(space, latents,
 
 
 def test_absolute_steps_are_taken_as_they_are(space, latents, model, labels):
-    attack = LatentAttack(max_steps=1, step_size=PAPER_STEP_SIZE, unit="absolute", goal="least_likely", stop_when_fooled=False)
+    attack = LatentAttack(
+        max_steps=1, step_size=PAPER_STEP_SIZE, unit="absolute", goal="least_likely", stop_when_fooled=False
+    )
     outcome = attack(TASK, model, space, latents, labels)
     moved = outcome.latents["style/8/conv0"] - latents["style/8/conv0"]
     taken = moved.abs().amax(1) > 0
     assert taken.any()
-    torch.testing.assert_close(moved[taken].abs().amax(1), torch.full((int(taken.sum()),), 0.004), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        moved[taken].abs().amax(1), torch.full((int(taken.sum()),), 0.004), rtol=0, atol=1e-6
+    )
 
 
 def test_all_iterates_move_by_whole_steps(space, latents, model, labels):
@@ -85,7 +89,9 @@ def test_all_iterates_move_by_whole_steps(space, latents, model, labels):
         assert steps.max() <= 4 + 1e-4
 
 
-@pytest.mark.parametrize(("move", "kinds"), [("noise", {"noise"}), ("style", {"style"}), ("both", {"style", "noise"})])
+@pytest.mark.parametrize(
+    ("move", "kinds"), [("noise", {"noise"}), ("style", {"style"}), ("both", {"style", "noise"})]
+)
 def test_only_the_chosen_kind_of_latent_moves(space, latents, model, labels, move, kinds):
     outcome = LatentAttack(move=move)(TASK, model, space, latents, labels)
     assert {name.split("/")[0] for name in outcome.latents} == kinds
@@ -132,7 +138,9 @@ def test_later_globs_refine_earlier_ones(space):
 
 def test_a_targeted_attack_hits_its_target(space, latents, model, labels):
     targets = (labels + 1) % 3
-    outcome = LatentAttack(goal="targeted", max_steps=60)(TASK, model, space, latents, labels, targets=targets)
+    outcome = LatentAttack(goal="targeted", max_steps=60)(
+        TASK, model, space, latents, labels, targets=targets
+    )
     assert outcome.success.float().mean() > 0.5
     assert torch.equal(outcome.predictions == targets, outcome.success)
     fresh = model(final_images(space, latents, outcome)).argmax(1)
@@ -165,7 +173,9 @@ def test_the_least_likely_class_is_aimed_at_and_never_is_the_label(space, latent
     assert outcome.targets is not None
     assert (outcome.targets != some).all()
     logits = model(outcome.start_images)
-    others = torch.stack([logits[i].masked_fill(torch.arange(3) == some[i], torch.inf).argmin() for i in range(N)])
+    others = torch.stack(
+        [logits[i].masked_fill(torch.arange(3) == some[i], torch.inf).argmin() for i in range(N)]
+    )
     assert torch.equal(outcome.targets, others)
     assert (outcome.success <= outcome.attacked).all()
 
@@ -177,7 +187,9 @@ def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, nor
     outcome = attack(TASK, model, space, latents, labels)
     for name, value in outcome.latents.items():
         kind, resolution, _ = name.split("/")
-        budget = (0.1 if (kind, resolution) == ("noise", "16") else {"style": 0.5, "noise": 0.8}[kind]) * space.sites[name].scale
+        budget = (
+            0.1 if (kind, resolution) == ("noise", "16") else {"style": 0.5, "noise": 0.8}[kind]
+        ) * space.sites[name].scale
         offset = (value.double() - latents[name].double()).flatten(1)
         length = offset.abs().amax(1) if norm == "linf" else offset.norm(dim=1)
         assert (length <= budget + 1e-6).all(), name
@@ -186,7 +198,9 @@ def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, nor
 
 def test_success_is_what_a_fresh_forward_pass_says(space, latents, model, labels):
     some = (labels + (torch.arange(N) % 4 == 0)) % 3  # wrong on every fourth
-    outcome = LatentAttack(max_steps=3, step_size={"*": 0.02})(TASK, model, space, latents, some, compute=Compute(width=7))
+    outcome = LatentAttack(max_steps=3, step_size={"*": 0.02})(
+        TASK, model, space, latents, some, compute=Compute(width=7)
+    )
     before = model(render(space, latents)).argmax(1)
     after = model(final_images(space, latents, outcome)).argmax(1)
     assert torch.equal(outcome.clean_predictions, before)
@@ -211,7 +225,8 @@ def test_an_example_stops_with_its_first_wrong_answer(space, latents, model, lab
 def test_the_width_of_the_batch_changes_no_verdict(space, latents, model, labels):
     attack = LatentAttack(max_steps=4)
     outcomes = [
-        attack(TASK, model, space, latents, labels, compute=Compute(width=width)) for width in (1, 3, N, 5 * N)
+        attack(TASK, model, space, latents, labels, compute=Compute(width=width))
+        for width in (1, 3, N, 5 * N)
     ]
     for other in outcomes[1:]:
         assert torch.equal(other.success, outcomes[0].success)
@@ -225,7 +240,12 @@ def test_at_equal_width_the_neighbours_do_not_matter_to_the_last_bit(space, late
 
     def run(rows: Tensor) -> Outcome:
         return attack(
-            TASK, model, space, {name: value[rows] for name, value in latents.items()}, labels[rows], compute=compute
+            TASK,
+            model,
+            space,
+            {name: value[rows] for name, value in latents.items()},
+            labels[rows],
+            compute=compute,
         )
 
     once, again = run(chosen), run(chosen.flip(0))
@@ -235,19 +255,25 @@ def test_at_equal_width_the_neighbours_do_not_matter_to_the_last_bit(space, late
 
 
 def test_bfloat16_agrees_with_float32_within_a_point():
-    n = 400
+    """On a classifier that learned what it is asked: the answers of a random one hang on the last bits of its images."""
+    n = 300
     exact, rough = tiny_space(), tiny_space(dtype=torch.bfloat16)
-    latents = exact.sample(torch.arange(n) % 3, torch.arange(n), seed=2)
+    labels = torch.arange(n) % 3
+    latents = exact.sample(labels, torch.arange(n), seed=2)
     images = render(exact, latents)
-    model = balanced(conv_classifier(), images)
-    labels = model(images).argmax(1)
-    attack = LatentAttack(max_steps=5, step_size={"style/*": 0.01, "noise/*": 0.01})
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(192, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        TASK.loss(model(images), labels).mean().backward()
+        optimizer.step()
+    attack = LatentAttack(max_steps=2)
     full = attack(TASK, model, exact, latents, labels)
-    # The verdict on what bfloat16 found is float32's, generator included.
     half = attack(TASK, model, rough, latents, labels, compute=Compute(autocast=torch.bfloat16))
+    # Judged once more with the generator in float32.
     verified = (model(final_images(exact, latents, half)).argmax(1) != labels) & half.attacked
     rates = [float(s.float().mean()) for s in (full.success, half.success, verified)]
-    assert 0.1 < rates[0] < 0.9
+    assert 0.1 < rates[0] < float(full.attacked.float().mean()) - 0.03
     assert max(rates) - min(rates) <= 0.01, rates
 
 

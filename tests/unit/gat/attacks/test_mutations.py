@@ -11,7 +11,9 @@ from tests.laws import LAWS
 
 def wrong_sign(patch: pytest.MonkeyPatch) -> None:
     honest = Steps.__call__
-    patch.setattr(Steps, "__call__", lambda self, x, g, start: honest(self, x, {k: -v for k, v in g.items()}, start))
+    patch.setattr(
+        Steps, "__call__", lambda self, x, g, start: honest(self, x, {k: -v for k, v in g.items()}, start)
+    )
 
 
 def does_nothing(patch: pytest.MonkeyPatch) -> None:

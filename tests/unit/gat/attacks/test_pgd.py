@@ -44,8 +44,10 @@ def test_at_the_border_of_the_range_the_optimum_is_that_of_the_clipped_box():
 @pytest.mark.parametrize("attack", [PGD(eps=0), PGD(eps=0, norm="l2"), FGSM(eps=0), PGD(eps=0, steps=0)])
 def test_without_a_budget_nothing_moves_and_accuracy_is_clean(attack, classifier, images):
     labels = torch.arange(9) % 3
-    outcome = attack.attack_images(THREE, classifier, images, labels) if isinstance(attack, PGD) else run_fgsm(
-        attack, classifier, images, labels
+    outcome = (
+        attack.attack_images(THREE, classifier, images, labels)
+        if isinstance(attack, PGD)
+        else run_fgsm(attack, classifier, images, labels)
     )
     right = classifier(images).argmax(1) == labels
     assert 0 < right.sum() < 9  # or the test would show nothing
@@ -93,7 +95,9 @@ def test_fgsm_is_one_step_along_the_sign_of_the_gradient(classifier, images):
     gradient = torch.autograd.grad(THREE.loss(classifier(leaf), labels).sum(), leaf)[0]
     outcome = run_fgsm(FGSM(eps=0.03), classifier, images, labels)
     assert (outcome.loss > THREE.loss(classifier(images), labels)).all()
-    torch.testing.assert_close(outcome.images, (images + 0.03 * gradient.sign()).clamp(0, 1), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        outcome.images, (images + 0.03 * gradient.sign()).clamp(0, 1), rtol=0, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -116,7 +120,9 @@ def test_fgsm_agrees_with_torchattacks(classifier, images):
 
     labels = classifier(images).argmax(1)
     theirs = torchattacks.FGSM(classifier, eps=0.03)(images, labels).detach()
-    torch.testing.assert_close(run_fgsm(FGSM(eps=0.03), classifier, images, labels).images, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        run_fgsm(FGSM(eps=0.03), classifier, images, labels).images, theirs, rtol=0, atol=1e-6
+    )
 
 
 def snapshot(model: nn.Module) -> tuple:
@@ -146,8 +152,10 @@ def test_the_model_and_the_random_state_are_left_exactly_as_found(attack, images
     model[6].bias.grad = torch.ones(3)
     before = snapshot(model)
     labels = torch.arange(9) % 3
-    run = run_fgsm(attack, model, images, labels) if isinstance(attack, FGSM) else attack.attack_images(
-        THREE, model, images, labels
+    run = (
+        run_fgsm(attack, model, images, labels)
+        if isinstance(attack, FGSM)
+        else attack.attack_images(THREE, model, images, labels)
     )
     assert run.attacked.any()
     assert_untouched(before, snapshot(model))
@@ -181,10 +189,19 @@ def test_success_is_what_a_fresh_forward_pass_says(classifier, images):
     outcome = PGD(eps=0.02, steps=3).attack_images(THREE, classifier, images, labels, Compute(width=4))
     assert 0 < outcome.success.sum() < 9
     assert torch.equal(outcome.success, classifier(outcome.images).argmax(1) != labels)
-    torch.testing.assert_close(outcome.loss, THREE.loss(classifier(outcome.images), labels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        outcome.loss, THREE.loss(classifier(outcome.images), labels), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for bad in ({"eps": -1}, {"steps": -1}, {"restarts": 0}, {"norm": "l1"}, {"step_size": 0}, {"epsilon": 1}):
+    for bad in (
+        {"eps": -1},
+        {"steps": -1},
+        {"restarts": 0},
+        {"norm": "l1"},
+        {"step_size": 0},
+        {"epsilon": 1},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PGD(**bad)

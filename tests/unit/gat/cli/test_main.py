@@ -1,5 +1,6 @@
 """The command line as a whole: what a wrong word, a failure and an interruption look like."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -129,6 +130,8 @@ def test_the_exit_code_of_a_command_is_handed_on(command: Any):
 
 
 def test_a_reader_that_hangs_up_early_sees_no_traceback():
-    program = f"{sys.executable} -c 'import sys; from gat.cli import main; sys.exit(main())' --help"
+    program = (
+        f"{shlex.quote(sys.executable)} -c 'import sys; from gat.cli import main; sys.exit(main())' --help"
+    )
     done = subprocess.run(f"{program} | true", shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -1,0 +1,277 @@
+"""The loop: it learns, it stops where it should, and a run that was killed ends bit-equal to one that was not."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gat.training.loop import DivergedError, TrainSettings, train
+from gat.training.methods import GAT, Lesson, Standard, Tools
+from tasks.classification import ClassificationTask
+from tests.toys import CLASSES, Blobs, conv_classifier, tiny_space
+
+TASK = ClassificationTask(CLASSES)
+QUICK = {"batch_size": 8, "warmup_steps": 2, "log_every": 2, "save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def run(
+    folder: Path,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    method: Any = None,
+    seed: int = 0,
+    **options: Any,
+):
+    """Train a new model; `start` seeds its weights."""
+    data, tools = options.get("data") or Blobs(), options.get("tools") or Tools(TASK)
+    model = conv_classifier(seed=options.get("start", 0))
+    return train(model, data, method or Standard(), tools, settings, accelerator, folder, seed)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(a: nn.Module, b: nn.Module) -> None:
+    one, other = a.state_dict(), b.state_dict()
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"not bit-equal: {different}"
+
+
+class Killed(Exception):
+    """The machine went away."""
+
+
+class Fake:
+    """What a method says of itself."""
+
+    needs_generator = False
+
+    def trained_on(self) -> tuple[str, ...]:
+        return ()
+
+
+class Until(Fake):
+    """A method that is killed in the middle of a step."""
+
+    def __init__(self, method: Any, step: int, damage: Any = None) -> None:
+        self.method, self.step, self.damage = method, step, damage
+
+    def lesson(self, tools: Tools, model: nn.Module, images: Any, labels: Any, key: int) -> Lesson:
+        if key == self.step and self.damage is None:
+            raise Killed
+        lesson = self.method.lesson(tools, model, images, labels, key)
+        if key >= self.step:
+            return Lesson(self.damage(lesson.images), lesson.labels, lesson.num_clean, lesson.facts)
+        return lesson
+
+
+def test_a_toy_data_set_is_learned(tmp_path, accelerator):
+    model = run(tmp_path, accelerator, TrainSettings(steps=40, batch_size=16, lr=0.02, warmup_steps=5))
+    test = Blobs(60, seed=1)
+    accuracy = (model.eval()(test.images).argmax(1) == test.labels).float().mean()
+    assert accuracy > 0.95
+    logged = rows(tmp_path)
+    assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]
+
+
+def test_reports_are_finite_and_where_they_should_be(tmp_path, accelerator):
+    run(tmp_path, accelerator, TrainSettings(steps=7, lr=0.01, **QUICK))
+    logged = rows(tmp_path)
+    assert [row["step"] for row in logged] == [2, 4, 6, 7]
+    for row in logged:
+        assert row["stage"] == "train"
+        assert all(math.isfinite(value) for name, value in row.items() if name != "stage")
+        assert {"loss", "loss_clean", "lr", "images_per_sec"} <= row.keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "adamw", "ema_decay": 0.8},
+        {"optimizer": "sgd", "momentum": 0.9, "accumulate": 2},
+        {"optimizer": "sgd", "momentum": 0.0, "ema_decay": 0.5},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+@pytest.mark.parametrize("killed_at", [2, 8])
+def test_a_killed_run_ends_bit_equal_to_one_that_was_not(tmp_path, accelerator, options, killed_at):
+    settings = TrainSettings(steps=11, lr=0.01, **QUICK, **options)
+    whole = run(tmp_path / "whole", accelerator, settings)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", accelerator, settings, Until(Standard(), killed_at))
+    start = (
+        0 if killed_at < 3 else 1
+    )  # nothing was saved before step 3; after that the given weights do not matter
+    resumed = run(tmp_path / "killed", accelerator, settings, start=start)
+    assert_equal(resumed, whole)
+    ours, theirs = rows(tmp_path / "killed"), rows(tmp_path / "whole")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]  # none twice, none missing
+    assert ours[-1]["lr"] == theirs[-1]["lr"]
+
+
+def test_a_killed_gat_run_ends_bit_equal_too(tmp_path, accelerator):
+    space, settings = tiny_space(), TrainSettings(steps=8, lr=0.01, **QUICK)
+    method = GAT(rotation=(("coarse", "style"), ("fine", "noise"), ("all", "both")))
+
+    def go(folder: str, method: Any, start: int) -> nn.Module:
+        return run(
+            tmp_path / folder,
+            accelerator,
+            settings,
+            method,
+            data=Blobs(side=16),
+            tools=Tools(TASK, space),
+            start=start,
+        )
+
+    whole = go("whole", method, 0)
+    with pytest.raises(Killed):
+        go("killed", Until(method, 5), 0)
+    assert_equal(go("killed", method, 1), whole)
+    assert all("fooled_share" in row for row in rows(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path, accelerator):
+    settings = TrainSettings(steps=4, lr=0.01, **QUICK)
+    first = run(tmp_path, accelerator, settings)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    again = run(tmp_path, accelerator, settings, Until(Standard(), 0), start=1)
+    assert_equal(again, first)
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+
+
+def test_the_seed_decides_the_run(tmp_path, accelerator):
+    settings = TrainSettings(steps=4, lr=0.01, **QUICK)
+    a, b, c = (
+        run(tmp_path / name, accelerator, settings, seed=s) for name, s in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert_equal(a, b)
+    assert not torch.equal(a[0].weight, c[0].weight)
+
+
+@pytest.mark.parametrize("save_every", [1, 2, 3])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_saved_state_intact(
+    tmp_path, accelerator, save_every
+):
+    settings = TrainSettings(steps=20, lr=0.01, batch_size=8, log_every=5, save_every=save_every)
+    with pytest.raises(
+        DivergedError, match=r"train: .* at step \d+; lower lr.*The last checkpoint is intact"
+    ):
+        run(tmp_path, accelerator, settings, Until(Standard(), 6, lambda images: images * float("nan")))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] <= 6
+    assert all(value.isfinite().all() for value in state["model"].values())
+    model = run(tmp_path, accelerator, settings)  # goes on from there, and gets to the end
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert rows(tmp_path)[-1]["step"] == 20
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, accelerator):
+    """The loss of a step is finite, its gradient is not: the next checkpoint must not replace the last good one."""
+
+    class Cliff(nn.Module):
+        """Its gradient becomes NaN at the fourth step, its output stays finite."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = conv_classifier(), 0
+
+        def forward(self, images):
+            self.calls += 1
+            logits = self.body(images)
+            return logits if self.calls < 5 else logits + 0 * (logits - logits).sqrt().nan_to_num()
+
+    settings = TrainSettings(steps=12, lr=0.01, batch_size=8, log_every=1, save_every=1)
+    with pytest.raises(DivergedError):
+        train(Cliff(), Blobs(), Standard(), Tools(TASK), settings, accelerator, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_the_state_of_other_settings_is_refused(tmp_path, accelerator):
+    run(tmp_path, accelerator, TrainSettings(steps=3, **QUICK))
+    before = (tmp_path / "state.pt").read_bytes()
+    for changed in ({"batch_size": 4}, {"ema_decay": 0.5}, {"optimizer": "sgd"}):
+        with pytest.raises(
+            ValueError, match=r"state\.pt is of a run with .*choose another folder or remove it"
+        ):
+            run(tmp_path, accelerator, TrainSettings(steps=3, **(QUICK | changed)))
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_hostile_state_is_not_executed(tmp_path, accelerator):
+    class Payload:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",)
+
+    torch.save({"step": 0, "model": Payload()}, tmp_path / "state.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        run(tmp_path, accelerator, TrainSettings(steps=1, **QUICK))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_accumulated_micro_batches_are_one_big_batch(tmp_path, accelerator):
+    """Without batch norm and dropout, whose answers depend on the batch."""
+
+    def go(folder: str, accumulate: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        settings = TrainSettings(steps=5, lr=0.05, optimizer="sgd", accumulate=accumulate, **QUICK)
+        return train(model, Blobs(), Standard(), Tools(TASK), settings, accelerator, tmp_path / folder)
+
+    one, three = go("one", 1), go("three", 3)
+    torch.testing.assert_close(one[1].weight, three[1].weight, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_is_that_of_the_iterates(tmp_path, accelerator):
+    seen = []
+
+    class Watch(Fake):
+        def lesson(self, tools, model, images, labels, key):
+            seen.append(model[6].weight.detach().clone())
+            return Lesson(images, labels, len(images))
+
+    settings = TrainSettings(steps=6, lr=0.01, ema_decay=0.7, **QUICK)
+    average = run(tmp_path, accelerator, settings, Watch())
+    last = torch.load(tmp_path / "state.pt", weights_only=True)["model"]["6.weight"]
+    expected = seen[1]
+    for weights in [*seen[2:], last]:
+        expected = 0.7 * expected + 0.3 * weights
+    torch.testing.assert_close(average[6].weight, expected)
+
+
+def test_no_step_is_possible_and_changes_nothing(tmp_path, accelerator):
+    assert_equal(run(tmp_path, accelerator, TrainSettings(steps=0, batch_size=8)), conv_classifier())
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_learning_rate_is_a_closed_form_of_the_step(schedule):
+    settings = TrainSettings(steps=110, lr=0.4, warmup_steps=10, schedule=schedule)
+    assert [settings.lr_at(step) for step in (0, 4, 9)] == pytest.approx([0.04, 0.2, 0.4])
+    share = {
+        "cosine": [1, 0.5 + 0.25 * 2**0.5, 0.5, 0],
+        "linear": [1, 0.75, 0.5, 0],
+        "constant": [1, 1, 1, 1],
+    }
+    assert [settings.lr_at(step) / 0.4 for step in (10, 35, 60, 110)] == pytest.approx(share[schedule])
+    rates = [settings.lr_at(step) for step in range(10, 110)]
+    assert all(b <= a for a, b in zip(rates, rates[1:], strict=False))
+    assert all(rate > 0 for rate in rates)
+
+
+def test_a_run_that_is_all_warm_up_stays_finite():
+    settings = TrainSettings(steps=5, warmup_steps=5, lr=1.0)
+    assert [settings.lr_at(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
