@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -96,6 +96,15 @@ class Task(Protocol):
     def least_likely(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> Tensor:
         """The answer furthest from the model's, but never the label: what the paper's attack aims at (Sec. 3.1)."""
         ...
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A map-style data set; items are {"images": [c, h, w] in [0, 1], "labels": int, "ids": int}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 Model = nn.Module

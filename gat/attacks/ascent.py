@@ -7,7 +7,7 @@ pass is spent on an example that is already done.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,7 +140,7 @@ class _Slots:
         left[free[len(newcomers.rows) :]] = False
         order = order[left]
         theirs = vars(newcomers)
-        merged = {}
+        merged: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, dict):
                 merged[name] = {k: torch.cat([v, theirs[name][k]])[order] for k, v in value.items()}

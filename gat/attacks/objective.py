@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gat.latents import Images, Latents, PerExample, Rows, Verdicts
-from gat.protocols import Renderer, Task
+from gat.protocols import Objective, Renderer, Task
 
 Answers = Callable[[Images], Tensor]
 
@@ -48,6 +48,19 @@ class TaskObjective:
         targets = self.targets[rows]
         fooled = ~self.task.wrong(outputs, targets) if self.must_hit else self.task.wrong(outputs, labels)
         return -self.task.loss(outputs, targets), fooled
+
+    def among(self, subset: Rows) -> Objective:
+        """The same objective for these examples alone, counted from zero."""
+        # One gathered index per set of rows: renderers know by identity whether they are asked about the same rows again.
+        last: tuple[Rows | None, Rows] = (None, subset)
+
+        def objective(latents: Latents, rows: Rows) -> tuple[PerExample, Verdicts]:
+            nonlocal last
+            if last[0] is not rows:
+                last = (rows, subset[rows])
+            return self(latents, last[1])
+
+        return objective
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:

@@ -183,7 +183,7 @@ def run_attack(
             if len(todo) == 0:
                 break
             ascent = ascend(
-                lambda moved, rows, todo=todo: objective(moved, todo[rows]),
+                objective.among(todo),
                 take(attempt, todo),
                 move,
                 max_steps,

@@ -1,5 +1,6 @@
 """The root of a run's configuration, and the objects it describes: where all rooms meet."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -8,7 +9,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gat.attacks import Compute
-from gat.config import Config, ConfigError, dump
-from gat.evaluation.evaluate import EvaluationSettings, protocols
+from gat.config import Config, ConfigError, dump, load
+from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
 from gat.training.loop import TrainSettings
 from gat.training.methods import MethodConfig, Standard, Tools
@@ -53,7 +54,7 @@ class RunConfig(Config):
     name: str = Field("run", pattern=r"^[\w.-]+$")
     out: Path | None = None
     seed: int = Field(0, ge=0)
-    data: DatasetConfig = FashionMNISTConfig()
+    data: DatasetConfig = cast(Any, FashionMNISTConfig())
     model: ModelConfig = SmallResNetConfig()
     generator: GeneratorConfig | None = None
     oracle: ModelConfig | None = None
@@ -165,8 +166,41 @@ def open_run(config: RunConfig) -> Run:
         settings = config.oracle.model_copy(update={"weights": weights})
         oracle = settings.build(len(train_data.classes), train_data[0]["images"].shape[-1])
         oracle = oracle.to(accelerator.device).eval().requires_grad_(False)
-    tools = Tools(ClassificationTask(train_data.classes), generator, oracle, compute)
+    identity = hashlib.sha256(
+        "|".join(
+            [
+                repr(config.data),
+                repr(config.generator),
+                repr(config.oracle),
+                accelerator.mixed_precision,
+                fingerprint(generator.generator) if generator else "",
+                fingerprint(oracle) if oracle else "",
+            ]
+        ).encode()
+    ).hexdigest()
+    tools = Tools(ClassificationTask(train_data.classes), generator, oracle, compute, identity)
     return Run(config, accelerator, train_data, test_data, tools)
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Refuses a folder whose models were made with other settings; judging them differently is fine.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    earlier_file = config.folder / "config.yaml"
+    if not earlier_file.is_file() or not any(config.folder.glob("training/*/state.pt")):
+        return
+    judging = {"name", "out", "evaluation", "gallery", "oracle", "trackers"}
+    earlier, now = (
+        c.model_dump(mode="json", exclude=judging) for c in (load(RunConfig, [earlier_file]), config)
+    )
+    different = [f"{key} was {earlier[key]}, is {now[key]}" for key in now if earlier[key] != now[key]]
+    if different:
+        raise ConfigError(
+            f"{config.folder} holds models made with other settings ({'; '.join(different)}); "
+            "choose another name= or out=, or remove the folder"
+        )
 
 
 def write_provenance(run: Run) -> None:

@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gat.cli.compose import RunConfig, open_run, write_provenance
+from gat.cli.compose import RunConfig, check_same_run, open_run, write_provenance
 from gat.cli.table import print_table
 from gat.cli.train import judge
 from gat.config import load
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if not settings.is_file():
         raise FileNotFoundError(f"{args.run} is not the folder of a run: it has no config.yaml")
     config = load(RunConfig, [settings], [*args.overrides, f"out={args.run}"])
+    check_same_run(config)
     current = open_run(config)
     write_provenance(current)
     judge(current)

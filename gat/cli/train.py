@@ -5,7 +5,7 @@ Example:
     accelerate launch train_gat.py --config configs/quickstart.yaml train.steps=2000 seed=1
 
 The same command again goes on where a run stopped. Everything is written to runs/<name>: the weights of both models,
-metrics.jsonl, records.jsonl, gallery.json and report.html.
+training/*/metrics.jsonl, records.jsonl, gallery.json and report.html.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from gat.cli.compose import BASE, ORIGINAL, Run, RunConfig, open_run, write_provenance
+from gat.cli.compose import BASE, ORIGINAL, Run, RunConfig, check_same_run, open_run, write_provenance
 from gat.config import dump, load
 from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dump(config), end="")
         return 0
+    check_same_run(config)
     current = open_run(config)
     write_provenance(current)
     train_models(current)

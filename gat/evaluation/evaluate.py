@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from gat.attacks import Attack, AttackConfig, Outcome
 from gat.attacks.frozen import frozen
@@ -19,6 +19,7 @@ from gat.attacks.pgd import FGSM, PGD
 from gat.config import Config
 from gat.evaluation.records import Record, read_records, write_records
 from gat.progress import progress
+from gat.protocols import Examples
 from gat.spaces.pixels import PixelSpace
 from gat.training.methods import Tools
 
@@ -45,7 +46,7 @@ class EvaluationSettings(Config):
 
 def evaluate(
     models: Mapping[str, nn.Module],
-    dataset: Dataset[Mapping[str, Any]],
+    dataset: Examples,
     tools: Tools,
     settings: EvaluationSettings,
     accelerator: Accelerator,
@@ -68,7 +69,7 @@ def evaluate(
     parts.mkdir(parents=True, exist_ok=True)
     records: list[Record] = []
     for model_name, model in models.items():
-        weights = _fingerprint_weights(model)
+        weights = fingerprint(model)
         for name, attack in [("none", None), *settings.attacks.items()]:
             if attack is not None and attack.needs == "generator" and tools.generator is None:
                 raise ValueError(f"attack {name!r} moves a generator's latents: name one under `generator`")
@@ -78,6 +79,7 @@ def evaluate(
                 name,
                 attack and attack.model_dump(mode="json"),
                 weights,
+                tools.identity,
                 settings.seed,
                 len(ids),
             ]
@@ -122,11 +124,11 @@ def protocols(settings: EvaluationSettings) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _choose_ids(dataset: Dataset[Any], attack: Attack | None, settings: EvaluationSettings) -> Tensor:
+def _choose_ids(dataset: Examples, attack: Attack | None, settings: EvaluationSettings) -> Tensor:
     """Positions in the data set, or numbers of random latents."""
     if attack is not None and attack.needs == "generator":
         return torch.arange(settings.num_generated)
-    total = len(dataset)  # type: ignore[arg-type]
+    total = len(dataset)
     wanted = settings.num_clean if attack is None else settings.num_real
     if wanted is None or wanted >= total:
         return torch.arange(total)
@@ -140,7 +142,7 @@ def _attack_chunk(
     name: str,
     attack: Attack | None,
     chunk: Tensor,
-    dataset: Dataset[Mapping[str, Any]],
+    dataset: Examples,
     tools: Tools,
     settings: EvaluationSettings,
     device: torch.device,
@@ -195,7 +197,7 @@ def _records(
     width = tools.compute.width
     oracle_clean = read_labels(tools.oracle, outcome.start_images, width)
     oracle = oracle_clean if attack == "none" else read_labels(tools.oracle, outcome.images, width)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "label": labels.tolist(),
         "clean_prediction": outcome.clean_predictions.tolist(),
         "prediction": outcome.predictions.tolist(),
@@ -223,7 +225,8 @@ def _records(
     ]
 
 
-def _fingerprint_weights(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers by name."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

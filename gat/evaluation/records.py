@@ -4,7 +4,7 @@ A run folder holds
 
     config.yaml              the resolved configuration, itself a valid --config
     provenance.json          versions, git commit, seeds, devices, hashes of weights
-    metrics.jsonl            training curve: one row per report, with `step`
+    training/*/metrics.jsonl training curves: one row per report, with `stage` and `step`
     records.jsonl            the records below
     gallery.json, gallery.npz   pictures (see gat.report.gallery)
     report.html, report.json, report.md

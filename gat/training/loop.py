@@ -4,20 +4,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gat.config import Config
 from gat.progress import progress
-from gat.protocols import Task
+from gat.protocols import Examples, Task
 from gat.training.batches import EndlessBatches
 from gat.training.methods import Lesson, Method, Tools
 
@@ -70,7 +69,7 @@ class DivergedError(FloatingPointError):
 
 def train(
     model: nn.Module,
-    dataset: Dataset[Mapping[str, Any]],
+    dataset: Examples,
     method: Method,
     tools: Tools,
     settings: TrainSettings,
@@ -95,9 +94,8 @@ def train(
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(
-        device, memory_format=torch.channels_last
-    )  # the faster layout for convolutions, on CPUs by a factor
+    # Channels last is the faster layout for convolutions, on CPUs by a factor.
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, settings)
     average = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
@@ -109,8 +107,8 @@ def train(
     # Only the wrapper is handed to Accelerate, which patches its forward and may put DDP around it. `model` itself stays
     # plain: attacks use it without collectives, without autocast surprises, and as many passes as each process needs.
     learner, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
-    batches = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)  # type: ignore[arg-type]
-    loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=settings.num_workers))
+    batches = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)
+    loader = iter(DataLoader(cast(Any, dataset), batch_sampler=batches, num_workers=settings.num_workers))
     log = _Log(folder / "metrics.jsonl", accelerator, stage, step)
 
     with progress(f"training {stage}", total=settings.steps, done=step) as advance:

@@ -1,12 +1,12 @@
 """How clean and adversarial images become the images of one training step.
 
 A method is a function of the raw model and one clean batch. It draws no global random number: everything depends on
-(seed, step, rank), so a resumed run repeats it exactly. Add one by writing it here and its name in `MethodConfig`.
+(seed, step, rank), so a resumed run repeats it exactly. Add one by writing it here and its name in `AnyMethod`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -26,12 +26,14 @@ class Tools:
     Attributes:
         generator: None if the run has none.
         oracle: independent judge of what an image shows; None if the run has none.
+        identity: changes whenever data, generator, oracle or precision do; finished records are only used again under the same.
     """
 
     task: Task
     generator: GenerativeSpace | None = None
     oracle: nn.Module | None = None
     compute: Compute = field(default_factory=Compute)
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,4 +202,8 @@ class GAT(Config):
         )
 
 
-MethodConfig = Annotated[Standard | AdversarialTraining | GAT, Field(discriminator="name")]
+AnyMethod: TypeAlias = Standard | AdversarialTraining | GAT
+MethodConfig = Annotated[AnyMethod, Field(discriminator="name")]
+METHODS: dict[str, type[Standard] | type[AdversarialTraining] | type[GAT]] = {
+    method.model_fields["name"].default: method for method in get_args(AnyMethod)
+}

@@ -217,7 +217,8 @@ class StyledConv(nn.Module):
         assert energy is not None
         style = style.float()
         demodulation = (F.linear(style.square(), energy) + 1e-8).rsqrt()
-        x = x * style.to(x.dtype)[:, :, None, None]
+        # The product is rounded, not the style: bfloat16 would swallow an attack's small steps.
+        x = (x * style[:, :, None, None]).to(x.dtype)
         if self.up:
             x = F.conv_transpose2d(x, weight.to(x.dtype), stride=2)
             x = F.conv2d(x, _depthwise(self.resample_filter * 4, x), padding=1, groups=x.shape[1])
@@ -386,10 +387,11 @@ class Synthesis(nn.Module):
 
     def const_noise(self) -> dict[str, Float[Tensor, "1 1 r r"]]:
         """The noise maps stored in the checkpoint, shared by all examples (`noise_mode='const'` of the official code)."""
+        modules = {layer.noise_site: self.module(layer) for layer in self.layers}
         return {
-            layer.noise_site: self.module(layer).noise_const[None, None]
-            for layer in self.layers
-            if self.config.use_noise and layer.kind != "torgb"
+            site: module.noise_const[None, None]
+            for site, module in modules.items()
+            if isinstance(module, StyledConv) and module.use_noise
         }
 
     def kernels(self, dtype: torch.dtype = torch.float32) -> dict[Layer, Kernel]:

@@ -291,7 +291,9 @@ def _pyarrow_parquet(path: str) -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(f"{path} is a parquet file: pip install 'gat[parquet]' to read it") from error
+        raise ImportError(
+            f"{path} is a parquet file: pip install 'gat-robust[parquet]' to read it"
+        ) from error
     module: ModuleType = pyarrow.parquet
     return module
 

@@ -128,7 +128,7 @@ def _open_lmdb(path: str) -> "lmdb.Environment":
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError(f"{path} is an lmdb database: pip install 'gat[lsun]' to read it") from error
+        raise ImportError(f"{path} is an lmdb database: pip install 'gat-robust[lsun]' to read it") from error
     try:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:

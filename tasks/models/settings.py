@@ -1,8 +1,8 @@
 """Settings that every model has, and the last steps of building one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, PositiveFloat
@@ -27,6 +27,8 @@ class ModelSettings(Protocol):
     def name(self) -> str: ...
 
     def build(self, num_classes: int, image_size: int) -> nn.Module: ...
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> "ModelSettings": ...
 
 
 class NetworkConfig(BaseModel, frozen=True, extra="forbid"):

@@ -267,7 +267,7 @@ def test_bfloat16_agrees_with_float32_within_a_point():
         optimizer.zero_grad()
         TASK.loss(model(images), labels).mean().backward()
         optimizer.step()
-    attack = LatentAttack(max_steps=2)
+    attack = LatentAttack(max_steps=2, step_size={"style/*": 0.05, "noise/*": 0.2})
     full = attack(TASK, model, exact, latents, labels)
     half = attack(TASK, model, rough, latents, labels, compute=Compute(autocast=torch.bfloat16))
     # Judged once more with the generator in float32.
