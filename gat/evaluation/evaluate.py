@@ -193,6 +193,7 @@ def _records(
     labels: Tensor,
     outcome: Outcome,
     tools: Tools,
+    aimed: bool = False,
 ) -> list[Record]:
     width = tools.compute.width
     oracle_clean = read_labels(tools.oracle, outcome.start_images, width)
@@ -208,7 +209,7 @@ def _records(
         "backwards": outcome.backwards.tolist(),
         "oracle_clean": oracle_clean or [None] * len(ids),
         "oracle": oracle or [None] * len(ids),
-        "target": [None] * len(ids) if outcome.targets is None else outcome.targets.tolist(),
+        "target": [None] * len(ids) if outcome.targets is None or not aimed else outcome.targets.tolist(),
     }
     distances = {name: value.tolist() for name, value in outcome.distances.items()}
     return [

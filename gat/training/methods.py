@@ -127,7 +127,8 @@ class GAT(Config):
     the generator's own mistakes, that is wrong labels.
 
     Attributes:
-        attack: the latent attack; its `group` and `move` are replaced in rotation by `rotation`.
+        attack: the latent attack; its `group` and `move` are replaced in rotation by `rotation`. Its steps on styles are larger
+            than an attack on all layers needs, since one group of layers alone must fool within `max_steps`.
         rotation: (group, move) of successive steps, so that coarse, middle and fine changes are all seen.
         oversample: attacked latents per clean image; the surplus makes up for those that do not fool within `max_steps`.
         clean: 'real' images of the data set, or 'generated' ones.
@@ -137,7 +138,7 @@ class GAT(Config):
     """
 
     name: Literal["gat"] = "gat"
-    attack: LatentAttack = LatentAttack()
+    attack: LatentAttack = LatentAttack(step_size={"style/*": 0.05, "noise/*": 0.4})
     rotation: tuple[tuple[str, str], ...] = (
         ("coarse", "style"),
         ("middle", "style"),
