@@ -54,7 +54,7 @@ def main() -> None:
     torch.manual_seed(123)
     model = SmallResNetConfig(widths=(32, 64, 128), blocks=(1, 1, 1)).build(len(train_set.classes), 32)
     settings = TrainSettings(steps=args.steps, lr=3e-3, log_every=50)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = (
         train(model, train_set, Standard(), Tools(task), settings, accelerator, Path(args.work), seed=123)
         .eval()

@@ -22,7 +22,7 @@ from gat.config import Config, ConfigError, dump, load
 from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
 from gat.training.loop import TrainSettings
-from gat.training.methods import MethodConfig, Standard, Tools
+from gat.training.methods import GAT, MethodConfig, Standard, Tools
 from generators import GeneratorConfig
 from tasks.classification import ClassificationTask
 from tasks.datasets import ClassificationDataset, DatasetConfig
@@ -156,6 +156,8 @@ def open_run(config: RunConfig) -> Run:
             raise ConfigError(
                 f"the generator draws {drawn} px images, but the data has {wanted} px; set the data's size"
             )
+        if isinstance(config.method, GAT):
+            config.method.check(generator)
     oracle = None
     if config.oracle is not None:
         weights = getattr(config.oracle, "weights", None)

@@ -155,8 +155,9 @@ def _attack_chunk(
         labels = (chunk % len(tools.generator.classes)).to(device)
         latents = tools.generator.sample(labels, chunk, settings.seed)
         outcome = attack(tools.task, model, tools.generator, latents, labels, compute=compute)
+        aimed = attack.goal == "targeted"
         return _records(
-            model_name, name, protocol_id(attack), "generated", chunk.tolist(), labels, outcome, tools
+            model_name, name, protocol_id(attack), "generated", chunk.tolist(), labels, outcome, tools, aimed
         )
     batch = default_collate([dataset[int(i)] for i in chunk])
     images, labels, ids = batch["images"].to(device), batch["labels"].to(device), batch["ids"]
@@ -172,7 +173,8 @@ def _attack_chunk(
         ids=ids,
     )
     protocol = "" if attack is None else protocol_id(attack)
-    return _records(model_name, name, protocol, "real", ids.tolist(), labels, outcome, tools)
+    aimed = attack is not None and attack.goal == "targeted"
+    return _records(model_name, name, protocol, "real", ids.tolist(), labels, outcome, tools, aimed)
 
 
 @torch.no_grad()
@@ -209,7 +211,7 @@ def _records(
         "backwards": outcome.backwards.tolist(),
         "oracle_clean": oracle_clean or [None] * len(ids),
         "oracle": oracle or [None] * len(ids),
-        "target": [None] * len(ids) if outcome.targets is None or not aimed else outcome.targets.tolist(),
+        "target": outcome.targets.tolist() if aimed and outcome.targets is not None else [None] * len(ids),
     }
     distances = {name: value.tolist() for name, value in outcome.distances.items()}
     return [

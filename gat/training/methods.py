@@ -160,11 +160,20 @@ class GAT(Config):
     def trained_on(self) -> tuple[str, ...]:
         return (self.attack.name,)
 
+    def turns(self) -> list[LatentAttack]:
+        """The attack of every turn of the rotation."""
+        settings = self.attack.model_dump()
+        return [LatentAttack.model_validate(settings | {"group": g, "move": m}) for g, m in self.rotation]
+
+    def check(self, space: GenerativeSpace) -> None:
+        """Raises ValueError if a turn of the rotation has nothing to move in this space, before training finds out."""
+        for attack in self.turns():
+            attack.moved(space)
+
     def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
         space = tools.generator
         assert space is not None
-        group, move = self.rotation[key % len(self.rotation)]
-        attack = LatentAttack.model_validate({**self.attack.model_dump(), "group": group, "move": move})
+        attack = self.turns()[key % len(self.rotation)]
 
         # 1. As many random starts as it takes, of the classes that the clean batch has.
         count = max(round(self.oversample * len(images)), 1)
