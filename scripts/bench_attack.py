@@ -445,7 +445,8 @@ def bench(
         chains[name], asides[name] = variants(setting, model)
 
     flops = {}
-    for name in classifiers:  # warm-up
+    for name in classifiers:
+        print(f"warming up: {name}", file=sys.stderr)
         for variant in chains[name] + asides[name]:
             variant.run(torch.arange(min(n, 8 if variant.shares else width)))
         with FlopCount() as counter:
@@ -453,6 +454,7 @@ def bench(
         flops[name] = counter.total
     for repeat in range(repeats):
         for name in classifiers:
+            print(f"repeat {repeat + 1} of {repeats}: {name}", file=sys.stderr)
             for variant in chains[name] + asides[name]:
                 variant.measure(n, repeat, repeats)
     peak = {dtype: max(before, matmul_flops_per_sec(dtype)) for dtype, before in peak.items()}

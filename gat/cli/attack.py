@@ -6,8 +6,9 @@ Example:
     gat attack runs/quickstart --target Bag --out bags.png goal=targeted max_steps=30
     gat attack runs/quickstart --attack pgd --out pgd.png eps=0.03
 
-`key=value` words set the attack's own settings; `--attack` says which attack (latent, pgd, fgsm). A .png shows start, attacked
-image and their difference, one row per example; an .npz holds `start_images` and `images` [n, h, w, 3] uint8, `labels`,
+`key=value` words set the attack's own settings; `--attack` says which attack (latent, pgd, fgsm). A .png shows, from top to
+bottom, start, attacked image and four times their difference, one column per example.
+An .npz holds `start_images` and `images` [n, h, w, 3] uint8, `labels`,
 `clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import default_collate
-from torchvision.utils import save_image
+from torchvision.utils import make_grid, save_image
 
 from gat.attacks import ATTACKS, Attack
 from gat.attacks.run import Outcome
@@ -29,6 +30,8 @@ from gat.latents import Latents
 from gat.protocols import Space
 from gat.report.gallery import to_uint8
 from gat.spaces.pixels import PixelSpace
+
+PER_BAND = 10  # examples side by side in a sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,10 +122,16 @@ def starts(
 def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
     """A sheet or an archive."""
     if path.suffix == ".png":
-        change = (outcome.images - outcome.start_images).abs() * 4
-        rows = torch.stack([outcome.start_images, outcome.images, change.clamp(max=1)], dim=1).flatten(0, 1)
-        rows = torch.nn.functional.interpolate(rows, scale_factor=3) if rows.shape[-1] <= 64 else rows
-        save_image(rows.cpu(), path, nrow=3, padding=3, pad_value=0.5)
+        change = ((outcome.images - outcome.start_images).abs() * 4).clamp(max=1)
+        small = outcome.images.shape[-1] <= 64
+        bands = []
+        for rows in torch.arange(len(labels)).split(PER_BAND):
+            band = torch.cat([outcome.start_images[rows], outcome.images[rows], change[rows]])
+            band = torch.nn.functional.interpolate(band, scale_factor=3) if small else band
+            bands.append(make_grid(band.cpu(), nrow=len(rows), padding=3, pad_value=0.5))
+        width = max(band.shape[2] for band in bands)
+        bands = [torch.nn.functional.pad(band, (0, width - band.shape[2]), value=0.5) for band in bands]
+        save_image(torch.cat(bands, dim=1), path)
         return
     np.savez_compressed(
         path,

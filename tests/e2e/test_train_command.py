@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gat.cli import main
@@ -153,6 +154,35 @@ def test_a_finished_run_is_measured_again_under_another_attack(
     new = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
     assert len(new) == len(old) + 2
     assert all(new[name] == old[name] for name in old)
+
+
+def test_attacks_leave_pictures_of_what_they_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "bags.npz"
+    words = ["attack", str(run), "--n", "5", "--target", "Bag", "--out", str(out), "--json", "max_steps=3"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    with np.load(out) as archive:
+        assert archive["images"].shape == archive["start_images"].shape == (5, 32, 32, 3)
+        assert 8 not in archive["labels"]  # nothing is aimed at its own class
+        assert archive["success"].sum() == told["fooled"]
+        assert (archive["predictions"][archive["success"]] == 8).all()
+        untouched = archive["iterations"] == 0
+        assert (archive["images"][untouched] == archive["start_images"][untouched]).all()
+    assert (
+        main(["attack", str(run), "--attack", "pgd", "--n", "3", "--out", str(tmp_path / "x.png"), "steps=1"])
+        == 0
+    )
+    assert (tmp_path / "x.png").stat().st_size > 0
+    assert main(["attack", str(run), "--target", "Bags", "--out", str(tmp_path / "y.png")]) == 2
+    assert "no class 'Bags'; on offer: 0 T-shirt/top" in capsys.readouterr().err
+
+
+def test_a_folder_refuses_models_of_other_settings(config: Path, run: Path):
+    done = train_gat("--config", str(config), f"out={run}", "seed=5")
+    assert done.returncode == 2
+    assert "seed was 0, is 5" in done.stderr
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,7 @@
 """Records: what they say is true, none is made twice, and a lost part comes back the same."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -262,3 +262,13 @@ def test_the_gallery_shows_the_same_latents_everywhere(models, tools):
     assert make_gallery(models, tools, settings)[3].panels[0].iterations == items[3].panels[0].iterations
     with pytest.raises(ValueError, match="gallery needs a generator"):
         make_gallery(models, Tools(TASK), settings)
+
+
+def test_other_tools_are_measured_anew(models, data, tools, accelerator, tmp_path):
+    only = {"original": models["original"]}
+    settings = SETTINGS.model_copy(update={"attacks": {"gat": ATTACKS["gat"]}})
+    first = evaluate(only, data, tools, settings, accelerator, tmp_path)
+    other = replace(tools, generator=tiny_space("resnet"), identity="another")
+    second = evaluate(only, data, other, settings, accelerator, tmp_path)
+    losses = [[r.loss for r in of(records, "original", "gat")] for records in (first, second)]
+    assert losses[0] != losses[1]
