@@ -564,6 +564,33 @@ def show(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_results(result: Mapping[str, Any], folder: Path) -> None:
+    """`table.json`: the measurement, and the rows that every result of this project has."""
+    shared = {
+        "task": "classification",
+        "attack": "gat",
+        "protocol": result["attack"],
+        "n": result["n"],
+        "seeds": result["seeds"],
+    }
+    rows = []
+    for model, name in (("original", "undefended"), ("gat", "trained")):
+        values = {
+            "throughput_ratio_to_straightforward": result[f"ratio_{name}"],
+            "success_straightforward": result[f"success_{name}"]["straightforward"],
+            "success_ours": result[f"success_{name}"]["ours"],
+            "peak_fraction": result[f"peak_fraction_{name}"],
+        }
+        rows += [
+            {**shared, "model": model, "metric": metric, "value": value, "low": None, "high": None}
+            for metric, value in values.items()
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "table.json.tmp"
+    temporary.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+    os.replace(temporary, folder / "table.json")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -578,6 +605,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the latents")
     parser.add_argument("--threads", type=int, help="all cores if not given")
     parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write table.json into, such as results/bench_attack"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -588,6 +618,8 @@ def main() -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"bench_attack: {error}")
+    if args.out:
+        write_results(result, args.out)
     print(json.dumps(result, indent=1) if args.json else show(result))
 
 

@@ -19,13 +19,14 @@ class GallerySettings(Config):
     """What is shown.
 
     Attributes:
-        attack: moved in turn by `move` and `group`.
+        attack: moved in turn by `move` and `group`; its steps on styles are as large as those of GAT's training, since a single
+            group has to do it alone.
         groups: of layers.
         num_examples: random latents, the first ones of this seed; the same in every group and for every model.
     """
 
-    attack: LatentAttack = LatentAttack()
-    groups: tuple[str, ...] = ("coarse", "middle", "fine", "all")
+    attack: LatentAttack = LatentAttack(step_size={"style/*": 0.05, "noise/*": 0.4})
+    groups: tuple[str, ...] = ("all", "coarse", "middle", "fine")
     num_examples: int = Field(6, ge=1)
     seed: int = 2
 
