@@ -224,7 +224,7 @@ def test_forked_workers_read_an_archive_that_their_parent_has_open(
 def test_a_missing_pyarrow_is_named_with_the_extra(tmp_path, write_parquet, monkeypatch):
     write_parquet(tmp_path / "test.parquet", [0, 1])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install 'gat\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gat-robust\[parquet\]'"):
         CelebAHQConfig(root=tmp_path).build("test")
 
 

@@ -163,7 +163,7 @@ def test_an_empty_database_and_an_empty_folder_are_refused(tmp_path, write_datab
 def test_a_missing_lmdb_package_is_named_with_the_extra(tmp_path, write_database, monkeypatch):
     write_database(tmp_path / "car", 30, 5)
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(ImportError, match=r"pip install 'gat\[lsun\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gat-robust\[lsun\]'"):
         LsunConfig(root=tmp_path, categories=("car",)).build("train")
 
 
