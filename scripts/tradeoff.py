@@ -9,6 +9,8 @@ images on which the run's independent oracle still reads the label (among those 
 import argparse
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -28,10 +30,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", default=ORIGINAL)
     parser.add_argument("--n", type=int, default=256, help="random latents")
-    parser.add_argument(
-        "--style", type=float, nargs="+", default=[0.0025, 0.005, 0.01, 0.02, 0.05], help="in sigma"
-    )
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2], help="in sigma")
+    parser.add_argument("--style", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="in sigma")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="in sigma")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
         content = {
-            "command": f"python scripts/tradeoff.py {args.run} --n {args.n}",
+            "command": shlex.join(["python", *sys.argv]),
             "n": args.n,
             "seed": args.seed,
             "rows": rows,
