@@ -20,6 +20,7 @@ MIN_FREE_GB = 2.0
 
 # What an extra is for. The extras themselves, and the versions they want, are those of pyproject.toml.
 EXTRAS = {
+    "imagenet": "EfficientNet-Lite0 with its ImageNet weights, and photographs to attack",
     "lsun": "LSUN databases",
     "parquet": "CelebA-HQ as parquet shards",
     "tensorboard": "training curves in TensorBoard",

@@ -328,7 +328,7 @@ def ours(
     def run(examples: Int[Tensor, " b"]) -> Found:
         model.to(memory_format=layout)
         start, labels = take(setting.start, examples), setting.labels[examples]
-        outcome = attack(setting.task, model, space, start, labels, compute=compute)
+        outcome = attack.run(setting.task, model, space, start, labels, compute=compute)
         return Found(outcome.attacked, outcome.success, outcome.iterations)
 
     return run

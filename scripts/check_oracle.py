@@ -32,7 +32,7 @@ def draw(args: argparse.Namespace) -> None:
     ids = torch.arange(2 * args.n)
     labels = ids % len(space.classes)
     latents = space.sample(labels, ids, args.seed)
-    outcome = LatentAttack()(
+    outcome = LatentAttack().run(
         task, run.finished_model(ORIGINAL), space, latents, labels, compute=run.tools.compute
     )
     fooled = outcome.success.nonzero().squeeze(1)

@@ -49,7 +49,7 @@ def main() -> None:
         for noise in args.noise:
             for style in args.style:
                 attack = LatentAttack(step_size={"style/*": style, "noise/*": noise})
-                outcome = attack(task, model, space, latents, labels, compute=run.tools.compute)
+                outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
                 with torch.no_grad():
                     before, after = oracle(outcome.start_images).argmax(1), oracle(outcome.images).argmax(1)
                 left = proportion(int((outcome.attacked & ~outcome.success).sum()), args.n)

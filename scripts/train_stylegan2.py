@@ -5,6 +5,10 @@
 Resumes by running the same command again. Writes, all under --out: `samples/*.png` (ten fixed latents for every class, from
 the averaged generator), `log.jsonl`, `state.pt` (to resume), `generator.safetensors` (what `gat` reads).
 
+With `classifier_weight`, a small classifier learns from the real images alongside, and the generator is also taught that it
+should read the label off its images (Odena et al. 2017, AC-GAN, with the classifier's loss on real images alone). It keeps
+look-alike classes apart, which the discriminator's conditional head does slowly.
+
 Losses: non-saturating logistic (Goodfellow et al. 2014) or relativistic (Huang et al. 2024, "The GAN is dead", eq. 2), both
 with R1 (Mescheder et al. 2018), applied lazily every `r1_interval` steps as in StyleGAN2.
 """
@@ -23,12 +27,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
+from gat.attacks.frozen import frozen
 from gat.training.batches import EndlessBatches
 from generators.stylegan2.augment import AdaptiveProbability, augment
 from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
 from generators.stylegan2.networks import Discriminator, Generator
 from tasks.datasets import DATASETS
+from tasks.models.small_resnet import SmallResNetConfig
 
 
 @dataclass
@@ -56,8 +62,12 @@ class Settings:
     loss: str = "non_saturating"  # or relativistic
     lr_generator: float = 2.5e-3
     lr_discriminator: float = 2.5e-3
+    lr_decay: float = 0.3  # last share of the run over which both learning rates fall linearly to zero
     r1_gamma: float = 0.1
     r1_interval: int = 16
+    classifier_weight: float = 0.2  # of an auxiliary classifier's loss in the generator's; 0 is without
+    classifier_warmup: int = 500  # steps of the classifier before its word counts in full
+
     ema_kimg: float = 20  # half-life of the averaged generator
     ema_rampup: float = 0.1  # the half-life is at most this share of the images seen
     ada_target: float = 0.6  # 0 switches augmentation off
@@ -147,6 +157,9 @@ def main() -> None:
     lazy = settings.r1_interval / (settings.r1_interval + 1)
     opt_G = torch.optim.Adam(raw_G.parameters(), lr=settings.lr_generator, betas=(0.0, 0.99))
     opt_D = torch.optim.Adam(raw_D.parameters(), lr=settings.lr_discriminator * lazy, betas=(0.0, 0.99**lazy))
+    classifier = SmallResNetConfig().build(num_classes, config.img_resolution)
+    opt_C = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.02)
+    taught = 0  # steps of the classifier
     ada = AdaptiveProbability(settings.ada_target)
     step = 0
     state_file = out / "state.pt"
@@ -154,10 +167,16 @@ def main() -> None:
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         for module, key in ((raw_G, "G"), (raw_D, "D"), (ema, "ema"), (opt_G, "opt_G"), (opt_D, "opt_D")):
             module.load_state_dict(state[key])
+        if "C" in state:
+            classifier.load_state_dict(state["C"])
+            opt_C.load_state_dict(state["opt_C"])
+            taught = state["taught"]
         step, ada.p = state["step"], state["p"]
         accelerator.print(f"resuming at {step * settings.batch_size * world / 1000:.0f} kimg")
     ema.to(device)
+    classifier.to(device).to(memory_format=torch.channels_last)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, opt_G, opt_D)
+    learner, opt_C = accelerator.prepare(torch.nn.Sequential(classifier), opt_C)
     batches = EndlessBatches(len(dataset), settings.batch_size, settings.seed, step, rank, world)
     loader = iter(DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda"))
 
@@ -176,9 +195,19 @@ def main() -> None:
     def save() -> None:
         if not accelerator.is_main_process:
             return
-        modules = {"G": raw_G, "D": raw_D, "ema": ema, "opt_G": opt_G, "opt_D": opt_D}
+        modules = {
+            "G": raw_G,
+            "D": raw_D,
+            "ema": ema,
+            "opt_G": opt_G,
+            "opt_D": opt_D,
+            "C": classifier,
+            "opt_C": opt_C,
+        }
         state = {key: module.state_dict() for key, module in modules.items()}
-        save_atomically(state_file, lambda path: torch.save({**state, "step": step, "p": ada.p}, path))
+        save_atomically(
+            state_file, lambda path: torch.save({**state, "step": step, "p": ada.p, "taught": taught}, path)
+        )
         rng = seeded(settings.seed, 777)
         z = torch.randn(10, settings.z_dim, generator=rng).to(device).repeat(num_classes, 1)
         c = one_hot(torch.arange(num_classes).repeat_interleave(10))
@@ -210,6 +239,9 @@ def main() -> None:
         save()  # a finished run called again writes its files anew
     while step < total_steps:
         rng = seeded(settings.seed, step, rank)
+        left = min(1.0, (1 - step / total_steps) / settings.lr_decay) if settings.lr_decay > 0 else 1.0
+        opt_G.param_groups[0]["lr"] = settings.lr_generator * left
+        opt_D.param_groups[0]["lr"] = settings.lr_discriminator * lazy * left
         batch = next(loader)
         real = (batch["images"].to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
         real_c = one_hot(batch["labels"])
@@ -233,21 +265,41 @@ def main() -> None:
         opt_D.step()
         opt_D.zero_grad()
 
-        # 2. Generator.
+        # 2. Classifier.
+        if settings.classifier_weight:
+            classifier.train()
+            loss_C = F.cross_entropy(learner(real * 0.5 + 0.5), real_c.argmax(1))
+            accelerator.backward(loss_C)
+            opt_C.step()
+            opt_C.zero_grad()
+            taught += 1
+
+        # 3. Generator.
         z, fake_c = draw(rng)
         raw_D.requires_grad_(False)
-        fake_logits = judge(G(z, fake_c, noise="random", generator=rng, dtype=dtype), fake_c, rng)
+        fake = G(z, fake_c, noise="random", generator=rng, dtype=dtype)
+        fake_logits = judge(fake, fake_c, rng)
         if settings.loss == "relativistic":
             loss_G = F.softplus(real_logits.detach() - fake_logits).mean()
         else:
             loss_G = F.softplus(-fake_logits).mean()
-        accelerator.backward(loss_G)
+        total_G = loss_G
+        if settings.classifier_weight:
+            with frozen(classifier):
+                read = F.cross_entropy(classifier(fake.float() * 0.5 + 0.5), fake_c.argmax(1))
+            total_G = (
+                loss_G
+                + settings.classifier_weight * min(1.0, taught / max(settings.classifier_warmup, 1)) * read
+            )
+            totals["loss_C"] = totals.get("loss_C", 0) + loss_C.detach()
+            totals["loss_read"] = totals.get("loss_read", 0) + read.detach()
+        accelerator.backward(total_G)
         raw_D.requires_grad_(True)
         opt_G.step()
         opt_G.zero_grad()
         hold_noise_up(raw_G, settings.noise_floor)
 
-        # 3. Average the generator.
+        # 4. Average the generator.
         images_seen += images_per_step
         half_life = min(settings.ema_kimg * 1000, images_seen * settings.ema_rampup)
         decay = 0.5 ** (images_per_step / max(half_life, 1e-8))
@@ -256,7 +308,7 @@ def main() -> None:
             for averaged, current in zip(ema.buffers(), raw_G.buffers(), strict=True):
                 averaged.copy_(current)
 
-        # 4. Report, adapt, save.
+        # 5. Report, adapt, save.
         step += 1
         with torch.no_grad():
             news = {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.sign().mean()}

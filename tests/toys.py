@@ -41,6 +41,21 @@ def conv_classifier(num_classes: int = 3, seed: int = 0) -> nn.Sequential:
     return model
 
 
+class _Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+def sine_classifier(num_features: int, num_classes: int, seed: int = 0) -> nn.Sequential:
+    """Random, tiny and crooked: gradients turn within a small ball, so that better attacks get further."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(num_features, 32), _Sine(), nn.Linear(32, num_classes))
+        with torch.no_grad():
+            model[1].weight.mul_(3)
+    return model
+
+
 @torch.no_grad()
 def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """`model` in eval mode, its last bias and scale set so that it answers every class with some confidence on `images`."""

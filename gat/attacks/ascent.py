@@ -7,7 +7,7 @@ pass is spent on an example that is already done.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from gat.latents import Latents, PerExample, Verdicts, num_examples, per_example, take
 from gat.protocols import Objective
-
-Move = Callable[[Latents, Latents, Latents], Latents]
-"""latents, their gradient, where they started -> latents one step uphill."""
 
 
 @dataclass
@@ -71,53 +68,88 @@ def _blind(gradients: Latents) -> Bool[Tensor, " b"]:
     return ~seen
 
 
+Keep = Literal["best", "last", "nearest"]
+
+
 @dataclass
-class _Slots:
-    """The examples that are running, one per slot, and the best iterate of each so far."""
+class Slots:
+    """The examples that are running, one per slot, and the best iterate of each so far.
+
+    A step rule may read all of it. One with a memory (momentum, schedules) keeps tables with a row per example of the batch,
+    reads and writes rows `examples`, and starts anew where `age` is 0: slots change hands, examples do not.
+
+    Attributes:
+        rows: position in the start.
+        examples: index of the example in the batch, what the objective is asked about.
+        latents: the current iterate.
+        home: what distances are measured from.
+        loss, fooled: of the current iterate.
+        best, best_loss, best_fooled: of the best iterate so far, the current one included.
+        best_distance: of the best iterate from home; only followed with keep='nearest'.
+        iterations: steps until the first iterate that fooled.
+        age: steps taken.
+        finished: waits for its slot to be handed on.
+    """
 
     rows: Int[Tensor, " s"]
+    examples: Int[Tensor, " s"]
     latents: Latents
-    home: Latents  # what `move` may not stray from
+    home: Latents
+    loss: PerExample
+    fooled: Verdicts
     best: Latents
     best_loss: PerExample
     best_fooled: Verdicts
+    best_distance: PerExample
     iterations: Int[Tensor, " s"]
-    age: Int[Tensor, " s"]  # steps taken
+    age: Int[Tensor, " s"]
     finished: Bool[Tensor, " s"]
 
     @classmethod
-    def open(cls, rows: Tensor, start: Latents, center: Latents) -> "_Slots":
-        """Fresh slots for examples `rows`."""
+    def open(cls, rows: Tensor, examples: Tensor, start: Latents, center: Latents) -> "Slots":
+        """Fresh slots for rows `rows` of the start."""
         zeros = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        lowest = torch.full([len(rows)], -torch.inf, device=rows.device)
         return cls(
             rows=rows,
+            examples=examples[rows],
             latents=take(start, rows),
             home=take(center, rows),
+            loss=lowest,
+            fooled=zeros.bool(),
             best=take(start, rows),
-            best_loss=torch.full([len(rows)], -torch.inf, device=rows.device),
+            best_loss=lowest,
             best_fooled=zeros.bool(),
+            best_distance=-lowest,
             iterations=zeros,
             age=zeros,
             finished=zeros.bool(),
         )
 
-    def keep(self, loss: PerExample, fooled: Verdicts, always: bool) -> None:
-        """Let the current iterate be the best where it is: fooling beats not fooling, then a larger loss wins."""
-        better = (
-            (fooled & ~self.best_fooled)
-            | ((fooled == self.best_fooled) & (loss > self.best_loss))
-            | (self.age == 0)
-        )
-        better = (better | always) & ~self.finished
+    def keep(self, loss: PerExample, fooled: Verdicts, keep: Keep) -> None:
+        """Let the current iterate be the best where it is: fooling beats not fooling, then a larger loss wins, or, of two that
+        fool with keep='nearest', the one closer to home."""
+        self.loss, self.fooled = loss, fooled
+        greater = loss > self.best_loss
+        if keep == "nearest":
+            squares = [
+                (value - self.home[name]).flatten(1).square().sum(1) for name, value in self.latents.items()
+            ]
+            distance = torch.stack(squares).sum(0).sqrt()
+            greater = torch.where(fooled, distance < self.best_distance, greater)
+        better = (fooled & ~self.best_fooled) | ((fooled == self.best_fooled) & greater) | (self.age == 0)
+        better = (better | (keep == "last")) & ~self.finished
         self.iterations = torch.where(~self.finished & ~self.best_fooled, self.age, self.iterations)
+        if keep == "nearest":
+            self.best_distance = torch.where(better, distance, self.best_distance)
         for name, value in self.latents.items():
             self.best[name] = torch.where(per_example(better, value), value, self.best[name])
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.best_fooled = torch.where(better, fooled, self.best_fooled)
 
-    def step(self, uphill: Latents, move: Move, running: Bool[Tensor, " s"]) -> None:
+    def step(self, uphill: Latents, move: "Move", running: Bool[Tensor, " s"]) -> None:
         """Move the running ones."""
-        stepped = move(self.latents, uphill, self.home)
+        stepped = move(self.latents, uphill, self)
         for name, value in self.latents.items():
             self.latents[name] = torch.where(per_example(running, value), stepped[name], value)
         self.age = self.age + running.long()
@@ -130,7 +162,7 @@ class _Slots:
         result.loss[rows], result.fooled[rows] = self.best_loss[slots], self.best_fooled[slots]
         result.iterations[rows] = self.iterations[slots]
 
-    def refill(self, free: Tensor, newcomers: "_Slots") -> "_Slots":
+    def refill(self, free: Tensor, newcomers: "Slots") -> "Slots":
         """`newcomers` take the first of the free slots; those that are left over close."""
         order = torch.arange(len(self.rows), device=free.device)
         order[free[: len(newcomers.rows)]] = len(order) + torch.arange(
@@ -146,7 +178,11 @@ class _Slots:
                 merged[name] = {k: torch.cat([v, theirs[name][k]])[order] for k, v in value.items()}
             else:
                 merged[name] = torch.cat([value, theirs[name]])[order]
-        return _Slots(**merged)
+        return Slots(**merged)
+
+
+Move = Callable[[Latents, Latents, Slots], Latents]
+"""Latents, their gradient, the slots they are in -> latents one step uphill. `Slots.finished` ones are not moved whatever it says."""
 
 
 @torch.no_grad()
@@ -157,11 +193,13 @@ def ascend(
     max_steps: int,
     *,
     stop_when_fooled: bool = True,
-    keep: Literal["best", "last"] = "best",
+    keep: Keep = "best",
     width: int = 128,
+    examples: Tensor | None = None,
     center: Latents | None = None,
     sync_every: int | None = None,
     gradient_scale: float = 1.0,
+    use_gradient: bool = True,
     record: bool = False,
 ) -> Ascent:
     """Move every example uphill on its loss.
@@ -173,20 +211,23 @@ def ascend(
         max_steps: gradient steps at most; 0 only evaluates the start.
         stop_when_fooled: an example is finished with its first iterate that fools (Sec. 4.1 of the paper); otherwise it
             always takes all steps.
-        keep: 'best' or 'last' iterate of examples that are not stopped early.
+        keep: of examples that are not stopped early the 'best' iterate (fooling, then largest loss), the 'last', or the 'nearest'
+            to home among those that fool.
         width: slots, that is the batch size of every pass; the last examples run in a narrower one.
+        examples: which examples of the objective the start holds; None is all of them, in order.
         center: what `move` measures distances from, where that is not the start (random starts).
         sync_every: steps between two looks at which slots are free; each look waits for the device. None: every step on a
             CPU, every 4th elsewhere. Finished examples stand still in between, so results do not depend on it.
         gradient_scale: multiplies losses before differentiation, against underflow in float16; directions do not change.
+        use_gradient: False is for search without gradients: `move` gets none, and no backward pass is made.
         record: keep every iterate, [max_steps + 1, b, ...] per site.
 
     Raises:
         ValueError: for a start without examples or a bad option.
     """
     n = num_examples(start)
-    if keep not in ("best", "last"):
-        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if keep not in get_args(Keep):
+        raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}")
     if n == 0 or max_steps < 0 or width < 1:
         raise ValueError(
             f"need at least one example, one slot and no negative steps; got {n}, {width}, {max_steps}"
@@ -194,6 +235,7 @@ def ascend(
     device = next(iter(start.values())).device
     sync_every = sync_every or (1 if device.type == "cpu" else 4)
     center = start if center is None else center
+    examples = torch.arange(n, device=device) if examples is None else examples
 
     zeros = torch.zeros(n, dtype=torch.long, device=device)
     result = Ascent(
@@ -212,22 +254,24 @@ def ascend(
     taken = zeros.clone()
 
     queued = min(width, n)
-    slots = _Slots.open(torch.arange(queued, device=device), start, center)
+    slots = Slots.open(torch.arange(queued, device=device), examples, start, center)
     turn = lockstep_age = 0
     while len(slots.rows):
         # 1. Look: loss and verdict of the current iterate, and the way up from it. Examples that all take all steps are of
         #    one age, so the host knows without asking when the last look needs no gradient.
         rows, running = slots.rows, ~slots.finished
-        if max_steps == 0 or (not stop_when_fooled and lockstep_age == max_steps):
-            loss, fooled = objective(slots.latents, rows)
-            uphill, loss = None, loss.float()
+        uphill: Latents | None
+        last = max_steps == 0 or (not stop_when_fooled and lockstep_age == max_steps)
+        if last or not use_gradient:
+            loss, fooled = objective(slots.latents, slots.examples)
+            loss, uphill = loss.float(), None if last else {}
         else:
-            uphill, loss, fooled = gradient(objective, slots.latents, rows, gradient_scale)
+            uphill, loss, fooled = gradient(objective, slots.latents, slots.examples, gradient_scale)
             result.backwards[rows] += running.long()
         result.forwards[rows] += running.long()
 
         # 2. Keep it if it is the best so far.
-        slots.keep(loss, fooled, always=keep == "last")
+        slots.keep(loss, fooled, keep)
 
         # 3. Step, unless this was an example's last look.
         slots.finished = slots.finished | (slots.age >= max_steps)
@@ -235,7 +279,8 @@ def ascend(
             slots.finished = slots.finished | fooled
         if uphill is not None:
             running = ~slots.finished
-            result.zero_gradients[rows] += (running & _blind(uphill)).long()
+            if uphill:
+                result.zero_gradients[rows] += (running & _blind(uphill)).long()
             slots.step({name: torch.nan_to_num(g) for name, g in uphill.items()}, move, running)
             taken[rows] = slots.age
             for name, steps in result.trajectory.items():
@@ -251,7 +296,7 @@ def ascend(
                 slots.write(free, result)
                 newcomers = torch.arange(queued, min(queued + len(free), n), device=device)
                 queued += len(newcomers)
-                slots = slots.refill(free, _Slots.open(newcomers, start, center))
+                slots = slots.refill(free, Slots.open(newcomers, examples, start, center))
                 lockstep_age = 0
     if record:
         step = torch.arange(max_steps + 1, device=device)[:, None].minimum(taken[None, :])

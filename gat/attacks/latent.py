@@ -53,6 +53,16 @@ class LatentAttack(Config):
         return "generator"
 
     @property
+    def family(self) -> str:
+        """What counts as the same threat: a model trained on one of a family has seen all of it."""
+        return self.name
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """None: distances in latents have units of their own."""
+        return {}
+
+    @property
     def summary(self) -> str:
         """The settings that a number depends on, in one line."""
         what = ",".join(self.sites) if self.sites else f"{self.move} {self.group}"
@@ -101,7 +111,7 @@ class LatentAttack(Config):
                 eps[name] = radius * unit
         return Steps(size, self.norm, eps)
 
-    def __call__(
+    def run(
         self,
         task: Task,
         model: nn.Module,

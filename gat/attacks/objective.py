@@ -1,4 +1,4 @@
-"""What an attack makes large: a task's loss on rendered images."""
+"""What an attack makes large: a loss on rendered images."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,14 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from gat.attacks.losses import Loss
 from gat.latents import Images, Latents, PerExample, Rows, Verdicts
-from gat.protocols import Objective, Renderer, Task
+from gat.protocols import Renderer, Task
 
 Answers = Callable[[Images], Tensor]
+Penalty = Callable[[Latents, Images, Rows], tuple[PerExample, Verdicts]]
+"""Moved latents, their images, which examples they are -> what to subtract from the loss, and whether the iterate is allowed."""
 
 
 class TaskObjective:
-    """An `Objective`: render, ask the model, take the task's loss.
+    """An `Objective`: render, ask the model, take a loss.
 
     Without targets it ascends the loss of the true labels. With targets it descends the loss of the targets (Eqs. 1-4 of the
     paper); whether that counts as success on any wrong answer (least-likely class, Eq. 1) or only on the target (Eq. 3) is
@@ -22,6 +25,8 @@ class TaskObjective:
     Args:
         labels, targets: of all examples; rows index them.
         autocast: dtype of the model's and the renderer's mixed precision; None is float32. Loss and verdict are float32.
+        loss: instead of the task's own, see `gat.attacks.losses`.
+        penalty: subtracted from the loss; only iterates that it allows can fool.
     """
 
     def __init__(
@@ -33,34 +38,33 @@ class TaskObjective:
         targets: Tensor | None = None,
         must_hit: bool = False,
         autocast: torch.dtype | None = None,
+        loss: Loss | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         if must_hit and targets is None:
             raise ValueError("a targeted attack needs targets")
         self.task, self.model, self.renderer = task, model, renderer
         self.labels, self.targets, self.must_hit, self.autocast = labels, targets, must_hit, autocast
+        self.loss, self.penalty = loss or self._task_loss, penalty
 
     def __call__(self, latents: Latents, rows: Rows) -> tuple[PerExample, Verdicts]:
         with mixed_precision(self.labels.device, self.autocast):
-            outputs = self.model(self.renderer(latents, rows))
+            images = self.renderer(latents, rows)
+            outputs = self.model(images)
         labels = self.labels[rows]
-        if self.targets is None:
-            return self.task.loss(outputs, labels), self.task.wrong(outputs, labels)
-        targets = self.targets[rows]
-        fooled = ~self.task.wrong(outputs, targets) if self.must_hit else self.task.wrong(outputs, labels)
-        return -self.task.loss(outputs, targets), fooled
+        targets = None if self.targets is None else self.targets[rows]
+        loss = self.loss(outputs, labels, targets)
+        if self.must_hit and targets is not None:
+            fooled = ~self.task.wrong(outputs, targets)
+        else:
+            fooled = self.task.wrong(outputs, labels)
+        if self.penalty is not None:
+            cost, allowed = self.penalty(latents, images, rows)
+            loss, fooled = loss - cost, fooled & allowed
+        return loss, fooled
 
-    def among(self, subset: Rows) -> Objective:
-        """The same objective for these examples alone, counted from zero."""
-        # One gathered index per set of rows: renderers know by identity whether they are asked about the same rows again.
-        last: tuple[Rows | None, Rows] = (None, subset)
-
-        def objective(latents: Latents, rows: Rows) -> tuple[PerExample, Verdicts]:
-            nonlocal last
-            if last[0] is not rows:
-                last = (rows, subset[rows])
-            return self(latents, last[1])
-
-        return objective
+    def _task_loss(self, outputs: Tensor, labels: Tensor, targets: Tensor | None) -> PerExample:
+        return self.task.loss(outputs, labels) if targets is None else -self.task.loss(outputs, targets)
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gat.attacks.ascent import Move, ascend
+from gat.attacks.ascent import Keep, Move, ascend
 from gat.attacks.frozen import frozen
-from gat.attacks.objective import TaskObjective, mixed_precision
+from gat.attacks.losses import Loss
+from gat.attacks.objective import Penalty, TaskObjective, mixed_precision
 from gat.attacks.steps import l2_norm, linf_norm
 from gat.latents import Images, Latents, PerExample, Verdicts, split, take
 from gat.protocols import Renderer, Space, Task
@@ -30,7 +31,7 @@ class Outcome:
         success: attacked, and fooled after (targeted: answering the target).
         iterations: gradient steps until fooled, or all that were taken; 0 if the start was wrong already.
         loss: the task's loss on the true label, after.
-        distances: 'linf_pixels', 'l2_pixels' between the images; 'linf_<kind>', 'l2_<kind>' for every kind of latent moved.
+        distances: 'linf_pixels', 'l2_pixels', 'l1_pixels' between the images; 'linf_<kind>', 'l2_<kind>' for every kind of latent moved.
         forwards, backwards: passes through the attacked model, the two outside the loop included.
         zero_gradients: steps at which the attack saw no gradient.
         targets: classes aimed at, if any.
@@ -136,8 +137,12 @@ def run_attack(
     goal: Goal = "loss",
     targets: Tensor | None = None,
     stop_when_fooled: bool = True,
-    keep: Literal["best", "last"] = "best",
+    keep: Keep = "best",
     starts: Sequence[Latents] | None = None,
+    loss: Loss | None = None,
+    penalty: Penalty | None = None,
+    must_hit: bool | None = None,
+    use_gradient: bool = True,
     compute: Compute | None = None,
     record: bool = False,
 ) -> Outcome:
@@ -153,6 +158,13 @@ def run_attack(
             paper's choice); 'targeted' descends that of `targets` and only counts hits.
         starts: alternative first iterates of the moved sites (random restarts), tried in turn on what is not fooled yet;
             distances are measured from `latents` all the same.
+        loss: what to ascend instead of the task's loss, see `gat.attacks.losses`.
+        penalty: see `gat.attacks.objective`. An image that it does not allow is no success; asked once more in the end.
+        use_gradient: see `ascend`.
+        must_hit: whether only a target counts as success; None: for goal 'targeted'.
+
+    Returns:
+        Distances, iterations and passes are summed over restarts, everything else is of the best iterate.
     """
     compute = compute or Compute()
     device = labels.device
@@ -161,14 +173,15 @@ def run_attack(
         renderer = space.freeze(latents, moved)
         before = look(task, model, renderer, home, labels, compute.width)
         targets = choose_targets(task, before.outputs, labels, goal, targets)
+        must_hit = goal == "targeted" if must_hit is None else must_hit
         objective = TaskObjective(
-            task, model, renderer, labels, targets, goal == "targeted", compute.autocast
+            task, model, renderer, labels, targets, must_hit, compute.autocast, loss, penalty
         )
 
         best = {name: value.clone() for name, value in home.items()}
         n = len(labels)
         fooled = torch.zeros(n, dtype=torch.bool, device=device)
-        loss = torch.full([n], -torch.inf, device=device)
+        highest = torch.full([n], -torch.inf, device=device)
         iterations, zero_gradients = (
             torch.zeros(n, dtype=torch.long, device=device),
             torch.zeros(n, dtype=torch.long, device=device),
@@ -183,23 +196,25 @@ def run_attack(
             if len(todo) == 0:
                 break
             ascent = ascend(
-                objective.among(todo),
+                objective,
                 take(attempt, todo),
                 move,
                 max_steps,
                 stop_when_fooled=stop_when_fooled,
                 keep=keep,
                 width=compute.width,
+                examples=todo,
                 center=take(home, todo),
                 sync_every=compute.sync_every,
                 gradient_scale=compute.gradient_scale,
+                use_gradient=use_gradient,
                 record=record,
             )
-            better = (ascent.fooled & ~fooled[todo]) | (ascent.loss > loss[todo])
+            better = (ascent.fooled & ~fooled[todo]) | (ascent.loss > highest[todo])
             won = todo[better]
             for name, value in ascent.latents.items():
                 best[name][won] = value[better]
-            loss[won], fooled[won] = ascent.loss[better], ascent.fooled[better]
+            highest[won], fooled[won] = ascent.loss[better], ascent.fooled[better]
             iterations[todo] += ascent.iterations
             forwards[todo] += ascent.forwards
             backwards[todo] += ascent.backwards
@@ -207,7 +222,9 @@ def run_attack(
             if record:
                 trajectory = _render_trajectory(renderer, ascent.trajectory, home, todo, compute.width)
         after = look(task, model, renderer, best, labels, compute.width)
-    hit = ~task.wrong(after.outputs, targets) if goal == "targeted" and targets is not None else after.wrong
+        hit = ~task.wrong(after.outputs, targets) if must_hit and targets is not None else after.wrong
+        if penalty is not None:
+            hit = hit & _allowed(penalty, best, after.images, compute.width)
     return Outcome(
         start_images=before.images,
         images=after.images,
@@ -227,8 +244,23 @@ def run_attack(
     )
 
 
+@torch.no_grad()
+def _allowed(penalty: Penalty, latents: Latents, images: Images, width: int) -> Verdicts:
+    """What `penalty` says of the final images, in float32."""
+    everyone = torch.arange(len(images), device=images.device)
+    with mixed_precision(images.device, None):
+        return torch.cat(
+            [penalty(take(latents, rows), images[rows], rows)[1] for rows in everyone.split(width)]
+        )
+
+
 def _distances(home: Latents, best: Latents, start_images: Tensor, images: Tensor) -> dict[str, PerExample]:
-    distances = {"linf_pixels": linf_norm(images - start_images), "l2_pixels": l2_norm(images - start_images)}
+    change = images - start_images
+    distances = {
+        "linf_pixels": linf_norm(change),
+        "l2_pixels": l2_norm(change),
+        "l1_pixels": change.flatten(1).abs().sum(1),
+    }
     kinds: dict[str, list[Tensor]] = {}
     for name, value in best.items():
         kinds.setdefault(name.split("/")[0], []).append((value - home[name]).flatten(1))

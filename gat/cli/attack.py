@@ -6,10 +6,9 @@ Example:
     gat attack runs/quickstart --target Bag --out bags.png goal=targeted max_steps=30
     gat attack runs/quickstart --attack pgd --out pgd.png eps=0.03
 
-`key=value` words set the attack's own settings; `--attack` says which attack (latent, pgd, fgsm). A .png shows, from top to
-bottom, start, attacked image and four times their difference, one column per example.
-An .npz holds `start_images` and `images` [n, h, w, 3] uint8, `labels`,
-`clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
+`key=value` words set the attack's own settings; `--attack` says which attack: latent, pgd, spatial, ... (--help lists them).
+A .png shows, from top to bottom, start, attacked image and four times their difference, one column per example. An .npz holds
+`start_images` and `images` [n, h, w, 3] uint8, `labels`, `clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
 """
 
 import argparse
@@ -21,15 +20,12 @@ import torch
 from torch.utils.data import default_collate
 from torchvision.utils import make_grid, save_image
 
-from gat.attacks import ATTACKS, Attack
+from gat.attacks import ATTACKS, ImageAttack, LatentAttack
 from gat.attacks.run import Outcome
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import ConfigError, load
-from gat.latents import Latents
-from gat.protocols import Space
 from gat.report.gallery import to_uint8
-from gat.spaces.pixels import PixelSpace
 
 PER_BAND = 10  # examples side by side in a sheet
 
@@ -62,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not settings.is_file():
         raise FileNotFoundError(f"{args.run} is not the folder of a run: it has no config.yaml")
     overrides = [*args.overrides, *(["goal=targeted"] if args.target else [])]
-    attack: Attack = load(ATTACKS[args.attack], [], overrides)
+    attack = load(ATTACKS[args.attack], [], overrides)
     current = open_run(load(RunConfig, [settings], [f"out={args.run}"]))
     classes = current.train_data.classes
     labels_wanted = parse_classes(args.labels, classes) if args.labels else list(range(len(classes)))
@@ -71,11 +67,18 @@ def run(args: argparse.Namespace) -> int:
         labels_wanted.remove(target)  # nothing is aimed at its own class
 
     model = current.finished_model(args.model)
-    space, latents, labels = starts(current, attack, labels_wanted, args.n, args.seed)
+    labels, ids = starts(current, attack, labels_wanted, args.n, args.seed)
     targets = None if target is None else torch.full_like(labels, target)
-    outcome = attack(
-        current.tools.task, model, space, latents, labels, targets=targets, compute=current.tools.compute
-    )
+    task, compute = current.tools.task, current.tools.compute
+    if isinstance(attack, ImageAttack):
+        batch = default_collate([current.test_data[int(i)] for i in ids])
+        images = batch["images"].to(labels.device)
+        outcome = attack.run(task, model, images, labels, targets=targets, compute=compute, ids=ids)
+    else:
+        space = current.tools.generator
+        assert space is not None
+        latents = space.sample(labels, ids, args.seed)
+        outcome = attack.run(task, model, space, latents, labels, targets=targets, compute=compute)
     write(args.out, outcome, labels, classes)
     show(args, outcome, labels, classes)
     return 0
@@ -101,22 +104,23 @@ def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
 
 
 def starts(
-    run: Run, attack: Attack, wanted: list[int], n: int, seed: int
-) -> tuple[Space, Latents, torch.Tensor]:
-    """Random latents of the wanted classes in turn, or a seeded choice of test images of them."""
+    run: Run, attack: LatentAttack | ImageAttack, wanted: list[int], n: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and ids: of random latents of the wanted classes in turn, or of a seeded choice of test images of them.
+
+    Raises:
+        ConfigError: for an attack on latents in a run without a generator.
+    """
+    device = run.accelerator.device
     if attack.needs == "generator":
-        space = run.tools.generator
-        if space is None:
+        if run.tools.generator is None:
             raise ConfigError(
                 "this run has no generator, so there are no latents to attack; take --attack pgd"
             )
-        labels = torch.tensor(wanted).repeat(n // len(wanted) + 1)[:n]
-        return space, space.sample(labels, torch.arange(n), seed), labels.to(run.accelerator.device)
+        return torch.tensor(wanted, device=device).repeat(n // len(wanted) + 1)[:n], torch.arange(n)
     fitting = torch.isin(run.test_data.labels, torch.tensor(wanted)).nonzero().squeeze(1)
     chosen = fitting[torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))[:n]]
-    batch = default_collate([run.test_data[int(i)] for i in chosen])
-    images, labels = batch["images"].to(run.accelerator.device), batch["labels"].to(run.accelerator.device)
-    return PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels
+    return run.test_data.labels[chosen].to(device), chosen
 
 
 def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:

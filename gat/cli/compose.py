@@ -22,7 +22,7 @@ from gat.config import Config, ConfigError, dump, load
 from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
 from gat.training.loop import TrainSettings
-from gat.training.methods import GAT, MethodConfig, Standard, Tools
+from gat.training.methods import MethodConfig, Standard, Tools
 from generators import GeneratorConfig
 from tasks.classification import ClassificationTask
 from tasks.datasets import ClassificationDataset, DatasetConfig
@@ -46,6 +46,7 @@ class RunConfig(Config):
         oracle: an independent, robust classifier that judges whether adversarial images still show their label. It is never
             attacked and never trained on. Give it `weights`.
         base: training on clean images, from random weights.
+        label_smoothing: of all training losses; attacks and evaluation know nothing of it.
         method, train: what follows from there. The original is trained as long on clean images, for comparison.
         mixed_precision: None leaves it to `accelerate launch --mixed_precision`.
         trackers: besides metrics.jsonl: tensorboard, trackio, wandb.
@@ -59,6 +60,7 @@ class RunConfig(Config):
     generator: GeneratorConfig | None = None
     oracle: ModelConfig | None = None
     base: TrainSettings = TrainSettings()
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     method: MethodConfig = Standard()
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -157,8 +159,6 @@ def open_run(config: RunConfig) -> Run:
             raise ConfigError(
                 f"the generator draws {drawn} px images, but the data has {wanted} px; set the data's size"
             )
-        if isinstance(config.method, GAT):
-            config.method.check(generator)
     oracle = None
     if config.oracle is not None:
         weights = getattr(config.oracle, "weights", None)
@@ -181,7 +181,9 @@ def open_run(config: RunConfig) -> Run:
             ]
         ).encode()
     ).hexdigest()
-    tools = Tools(ClassificationTask(train_data.classes), generator, oracle, compute, identity)
+    task = ClassificationTask(train_data.classes, config.label_smoothing)
+    tools = Tools(task, generator, oracle, compute, identity)
+    config.method.check(tools)
     return Run(config, accelerator, train_data, test_data, tools)
 
 

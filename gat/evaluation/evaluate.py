@@ -2,46 +2,175 @@
 
 import hashlib
 import json
+import math
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
+from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from gat.attacks import Attack, AttackConfig, Outcome
+from gat.attacks import AttackConfig, ImageAttack, LatentAttack, Outcome
 from gat.attacks.frozen import frozen
-from gat.attacks.pgd import FGSM, PGD
+from gat.attacks.pgd import PGD
 from gat.config import Config
-from gat.evaluation.records import Record, read_records, write_records
+from gat.evaluation.probe import NUM_PROBED, probe
+from gat.evaluation.records import Record, at_budget, budget, control, read_records, write_records
+from gat.latents import lookup
 from gat.progress import progress
 from gat.protocols import Examples
-from gat.spaces.pixels import PixelSpace
 from gat.training.methods import Tools
+
+AnyAttack = LatentAttack | ImageAttack
+
+Pictures = dict[str, Shaped[np.ndarray, "..."]]
+"""'ids' and 'positions' [n], 'start' and 'images' [n, c, h, w], uint8 or float32."""
+
+NUM_TRANSFERRED = 100
+"""Most images per model that are shown to the other models."""
 
 
 class EvaluationSettings(Config):
     """What to measure.
 
     Attributes:
-        attacks: name in tables -> attack.
+        suite: name of the set of attacks, for tables; '' if it has none.
+        protocol: which settings of the attacks these are, for tables.
+        attacks: name in tables -> attack. See `gat.evaluation.records` for what names mean.
+        budgets: multiples of an attack's budget to draw its curve of robustness from, such as [0.5, 2].
         num_clean: test images for clean accuracy; None is all of them.
         num_real: test images for attacks on images, a seeded choice.
         num_generated: random latents for attacks on generated images, equally many per class.
+        num: glob of attack names -> examples for those, instead of num_real or num_generated; the last that fits counts. A smaller
+            choice is part of a larger one.
+        transfer: name of an attack whose images are also shown to the other models.
+        num_pictures: examples of each attack whose images are kept for the page.
         seed: of the choice and of the latents. Keep it apart from the training seed: latents must be new ones.
         width: batch size of every pass.
     """
 
+    suite: str = ""
+    protocol: Literal["", "paper", "strict"] = ""
     attacks: dict[str, AttackConfig] = Field(default_factory=dict)
+    budgets: tuple[float, ...] = ()
     num_clean: int | None = Field(None, ge=1)
     num_real: int = Field(500, ge=1)
     num_generated: int = Field(500, ge=1)
+    num: dict[str, int] = {"*-long": 100, "*-unbounded": 100, "*-blackbox": 100}
+    transfer: str | None = None
+    num_pictures: int = Field(6, ge=0)
     seed: int = 1
     width: int = Field(128, ge=1)
+
+    def plan(self) -> dict[str, AnyAttack]:
+        """All attacks, those at other budgets included."""
+        found: dict[str, AnyAttack] = dict(self.attacks)
+        for name, attack in self.attacks.items():
+            for factor in self.budgets:
+                scaled = None if control(name) or factor == 1 else at_scale(attack, factor)
+                if scaled is not None:
+                    found[at_budget(name, factor)] = scaled
+        return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one attack.
+
+    Attributes:
+        attack: None for clean images and for images made for other models.
+        ids: positions in the data set, or numbers of random latents, ascending.
+        keep: those of them whose images are kept, in the order of the seeded choice.
+        exact: keep them in float32, not as bytes.
+        path: of its records; `pictures` lie beside it.
+        sources: for transfer, the cells whose images are shown to this model.
+    """
+
+    model: str
+    name: str
+    attack: AnyAttack | None
+    ids: Tensor
+    keep: Tensor
+    exact: bool
+    protocol: str
+    path: Path
+    sources: tuple["Cell", ...] = ()
+
+    @property
+    def pictures(self) -> Path:
+        """Images of some examples before and after the attack."""
+        return self.path.with_suffix(".npz")
+
+    @property
+    def parts(self) -> Path:
+        """Finished parts of a cell that is not finished."""
+        return self.path.with_suffix("")
+
+    def chunks(self, width: int) -> Sequence[Tensor]:
+        """The parts. They depend on nothing but the cell, so that a part comes out the same in any number of processes; large
+        enough for the attack to hand the slots of finished examples to waiting ones."""
+        wide = min(4, math.ceil(len(self.ids) / (8 * width))) * width
+        return self.ids.split(wide)
+
+
+def cells(
+    models: Mapping[str, nn.Module],
+    dataset: Examples,
+    tools: Tools,
+    settings: EvaluationSettings,
+    folder: Path,
+) -> list[Cell]:
+    """What `evaluate` measures, in the order of its records.
+
+    Raises:
+        ValueError: if an attack needs a generator and `tools` has none, or `transfer` names no attack on images.
+    """
+    plan, parts = settings.plan(), folder / "records"
+    for name, attack in plan.items():
+        if attack.needs == "generator" and tools.generator is None:
+            raise ValueError(f"attack {name!r} moves a generator's latents: name one under `generator`")
+    if settings.transfer is not None and not isinstance(plan.get(settings.transfer), ImageAttack):
+        on_offer = ", ".join(name for name, attack in plan.items() if isinstance(attack, ImageAttack))
+        raise ValueError(f"transfer: {settings.transfer!r} is no attack on images; on offer: {on_offer}")
+    weights = {name: fingerprint(model) for name, model in models.items()}
+
+    def cell(model: str, name: str, attack: AnyAttack | None, ids: Tensor, keep: Tensor, *more: Any) -> Cell:
+        exact = name == settings.transfer
+        what = [model, name, attack and attack.model_dump(mode="json"), weights[model], tools.identity,
+                settings.seed, len(ids), *([len(keep)] if exact else []), *more]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+        path = parts / f"{_slug(model)}--{_slug(name)}--{digest}.jsonl"
+        protocol = "" if attack is None else protocol_id(attack, settings.protocol)
+        return Cell(model, name, attack, ids, keep, exact, protocol, path)
+
+    found: dict[tuple[str, str], Cell] = {}
+    for model in models:
+        for name, moved in [("none", None), *plan.items()]:
+            order = _choose(dataset, name, moved, settings)
+            dull = moved is None or control(name) in {"long", "blackbox"} or budget(name)[1] != 1
+            kept = 0 if dull else settings.num_pictures
+            kept = max(kept, NUM_TRANSFERRED) if name == settings.transfer else kept
+            found[model, name] = cell(model, name, moved, order.sort().values, order[:kept])
+    if settings.transfer is not None and len(models) > 1:
+        shown = plan[settings.transfer]
+        for model in models:
+            sources = tuple(found[other, settings.transfer] for other in models if other != model)
+            ids = sources[0].keep.sort().values
+            bare = cell(
+                model, f"{settings.transfer}-transfer", None, ids, ids[:0], [s.path.name for s in sources]
+            )
+            protocol = protocol_id(shown, settings.protocol)
+            found[model, bare.name] = replace(bare, sources=sources, protocol=protocol)
+    return sorted(found.values(), key=lambda cell: list(models).index(cell.model))
 
 
 def evaluate(
@@ -54,127 +183,213 @@ def evaluate(
 ) -> list[Record]:
     """Run every attack against every model.
 
-    Finished (model, attack) pairs lie in `folder/records/` under a name that says what they depend on, so an interrupted
-    evaluation repeats only the pair it was in. `folder/records.jsonl` holds all of them in the end.
+    Finished (model, attack) pairs lie in `folder/records/` under a name that says what they depend on, finished parts of the
+    others in a folder of that name, so that an interrupted evaluation repeats at most one part. `folder/records.jsonl` holds
+    all of them in the end, `folder/probes.json` what `gat.evaluation.probe` found out about the models.
 
     Args:
         models: name -> model, raw, on the device.
         dataset: the test split.
+        folder: one that all processes share.
 
     Raises:
-        ValueError: if an attack needs a generator and `tools` has none.
+        ValueError: see `cells`.
     """
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    parts = folder / "records"
-    parts.mkdir(parents=True, exist_ok=True)
-    records: list[Record] = []
-    for model_name, model in models.items():
-        weights = fingerprint(model)
-        for name, attack in [("none", None), *settings.attacks.items()]:
-            if attack is not None and attack.needs == "generator" and tools.generator is None:
-                raise ValueError(f"attack {name!r} moves a generator's latents: name one under `generator`")
-            ids = _choose_ids(dataset, attack, settings)
-            what = [
-                model_name,
-                name,
-                attack and attack.model_dump(mode="json"),
-                weights,
-                tools.identity,
-                settings.seed,
-                len(ids),
-            ]
-            digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-            path = parts / f"{_slug(model_name)}--{_slug(name)}--{digest}.jsonl"
-            if not path.exists():
-                mine = ids[rank::world]
-                found: list[Record] = []
-                with progress(f"{model_name} against {name}", total=len(mine)) as advance:
-                    # Big chunks, so that the attack can hand the slots of finished examples to waiting ones.
-                    for chunk in mine.split(settings.width * 4) if len(mine) else ():
-                        found += _attack_chunk(
-                            model_name, model, name, attack, chunk, dataset, tools, settings, device
-                        )
-                        advance(len(chunk))
-                found = sorted(gather_object(found), key=lambda record: record.id)
-                if accelerator.is_main_process:
-                    write_records(path, found)
-                accelerator.wait_for_everyone()
-            records += read_records(path)
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    wanted = cells(models, dataset, tools, settings, folder)
+    # The main process decides, or a process that looks later might skip what the others wait for it to do.
+    missing = [not cell.path.exists() for cell in wanted]
+    broadcast_object_list(missing)
+    todo = sorted(
+        (c for c, is_missing in zip(wanted, missing, strict=True) if is_missing),
+        key=lambda c: bool(c.sources),
+    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+    shares = [[*enumerate(cell.chunks(settings.width))][rank::world] for cell in todo]
+    passes = sum(
+        _passes(cell) * len(ids) for cell, share in zip(todo, shares, strict=True) for _, ids in share
+    )
+    what = f"evaluating {len(models)} models, {len(todo)} of {len(wanted)} model-attack pairs to do; passes at most"
+    with progress(what, total=passes) as advance:
+        for cell, share in zip(todo, shares, strict=True):
+            cell.parts.mkdir(exist_ok=True)
+            found: list[Record] = []
+            pictures: list[Pictures] = []
+            for number, ids in share:
+                part = cell.parts / f"{number:05}.jsonl"
+                if not part.exists():
+                    made, kept = _attack_chunk(
+                        cell, models[cell.model], ids, dataset, tools, settings, accelerator.device
+                    )
+                    if kept:
+                        _write_pictures(part.with_suffix(".npz"), kept)
+                    write_records(part, made)  # last: it says that the part is finished
+                found += read_records(part)
+                if part.with_suffix(".npz").exists():
+                    pictures.append(read_pictures(part.with_suffix(".npz")))
+                advance(_passes(cell) * len(ids), note=f"{cell.model} against {cell.name}")
+            found, pictures = gather_object(found), gather_object(pictures)
+            if accelerator.is_main_process:
+                if pictures:
+                    _write_pictures(cell.pictures, _join(pictures, cell.keep))
+                write_records(cell.path, sorted(found, key=lambda record: record.id))
+                shutil.rmtree(cell.parts)
+            accelerator.wait_for_everyone()
+    records = []
+    for cell in wanted:
+        # The same settings may be called by another protocol's name than when they were run.
+        records += [replace(record, protocol=cell.protocol) for record in read_records(cell.path)]
     if accelerator.is_main_process:
         write_records(folder / "records.jsonl", records)
+        probes = {
+            name: _probe(name, model, dataset, tools, settings, folder) for name, model in models.items()
+        }
+        _write_json(folder / "probes.json", probes)
+    accelerator.wait_for_everyone()
     return records
 
 
-def protocol_id(attack: Attack) -> str:
+def protocol_id(attack: AnyAttack, protocol: str = "") -> str:
     """Short name of an attack's settings: two numbers compare only under the same one."""
     content = json.dumps(attack.model_dump(mode="json"), sort_keys=True)
-    return f"{attack.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    return f"{protocol or attack.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
 
 
 def protocols(settings: EvaluationSettings) -> dict[str, dict[str, Any]]:
-    """Protocol id -> all settings behind it, and the bounds that its records must keep."""
+    """Protocol id -> all settings behind it, its kinds, and the bounds that its records must keep."""
     found = {}
-    for attack in settings.attacks.values():
-        bounds = {"linf_pixels": attack.eps} if isinstance(attack, FGSM) else {}
-        if isinstance(attack, PGD):
-            bounds = {f"{attack.norm}_pixels": attack.eps}
-        found[protocol_id(attack)] = {"summary": attack.summary, **attack.model_dump(mode="json")}
-        if bounds:
-            found[protocol_id(attack)]["bounds"] = bounds
+    for attack in settings.plan().values():
+        entry = {"summary": attack.summary, "kinds": kinds(attack), **attack.model_dump(mode="json")}
+        if attack.bounds:
+            entry["bounds"] = attack.bounds
+        found[protocol_id(attack, settings.protocol)] = entry
     return found
 
 
-def _choose_ids(dataset: Examples, attack: Attack | None, settings: EvaluationSettings) -> Tensor:
-    """Positions in the data set, or numbers of random latents."""
+def kinds(attack: AnyAttack) -> list[str]:
+    """Names and families of an attack and of those it tries in turn. A model trained on one of them has seen this attack."""
+    found = [attack.name, attack.family, *(kind for member in _members(attack) for kind in kinds(member))]
+    return sorted(set(found) - {"worst_of"})
+
+
+def _members(attack: AnyAttack) -> tuple[AnyAttack, ...]:
+    """The attacks that this one tries in turn."""
+    whole = getattr(attack, "parts", attack)  # AutoAttack names its parts itself
+    return tuple(getattr(whole, "attacks", ()))
+
+
+def at_scale(attack: AnyAttack, factor: float) -> AnyAttack | None:
+    """The same attack with `factor` times its budget; None if it has no budget that can be scaled."""
+    members = getattr(attack, "attacks", None)
+    if members is not None:
+        scaled = [at_scale(member, factor) for member in members]
+        return None if None in scaled else type(attack).model_validate({**dict(attack), "attacks": scaled})
+    name = next((name for name in ("eps", "bound") if name in type(attack).model_fields), None)
+    size = getattr(attack, name) if name else None
+    size = getattr(attack, "budget", None) if size is None else size
+    if name is None or not isinstance(size, float | int):
+        return None
+    return type(attack).model_validate({**attack.model_dump(), name: size * factor})
+
+
+def _passes(cell: Cell) -> int:
+    """Forward passes per example, at most, as far as settings tell; for the time left."""
+
+    def steps(attack: AnyAttack) -> int:
+        if members := _members(attack):
+            return sum(map(steps, members))
+        names = ("total_steps", "num_steps", "steps", "max_steps", "queries")
+        stated = (getattr(attack, name, None) for name in names)
+        each = next((number for number in stated if isinstance(number, int)), 100)
+        return (1 + each) * int(getattr(attack, "restarts", 1))
+
+    return len(cell.sources) + 1 if cell.attack is None else steps(cell.attack)
+
+
+def _choose(dataset: Examples, name: str, attack: AnyAttack | None, settings: EvaluationSettings) -> Tensor:
+    """Positions in the data set, or numbers of random latents, in a seeded order."""
+    limit = lookup(settings.num, name)
     if attack is not None and attack.needs == "generator":
-        return torch.arange(settings.num_generated)
-    total = len(dataset)
-    wanted = settings.num_clean if attack is None else settings.num_real
-    if wanted is None or wanted >= total:
-        return torch.arange(total)
+        total = wanted = settings.num_generated if limit is None else int(limit)
+    else:
+        total = len(dataset)
+        most = settings.num_clean if attack is None else settings.num_real
+        wanted = int(limit) if limit is not None and attack is not None else total if most is None else most
     order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed))
-    return order[:wanted].sort().values
+    return order[:wanted]
 
 
 def _attack_chunk(
-    model_name: str,
+    cell: Cell,
     model: nn.Module,
-    name: str,
-    attack: Attack | None,
     chunk: Tensor,
     dataset: Examples,
     tools: Tools,
     settings: EvaluationSettings,
     device: torch.device,
-) -> Iterator[Record] | list[Record]:
-    compute = type(tools.compute)(
-        settings.width, tools.compute.autocast, tools.compute.gradient_scale, tools.compute.sync_every
-    )
-    if attack is not None and attack.needs == "generator":
+) -> tuple[list[Record], Pictures]:
+    """Records of these examples, and the images of those that are kept ({} for none)."""
+    compute = replace(tools.compute, width=settings.width)
+    if cell.sources:
+        return _transferred(cell, model, chunk, tools, settings, device), {}
+    attack = cell.attack
+    if attack is not None and not isinstance(attack, ImageAttack):
         assert tools.generator is not None
-        labels = (chunk % len(tools.generator.classes)).to(device)
+        labels, ids, source = (chunk % len(tools.generator.classes)).to(device), chunk, "generated"
         latents = tools.generator.sample(labels, chunk, settings.seed)
-        outcome = attack(tools.task, model, tools.generator, latents, labels, compute=compute)
-        aimed = attack.goal == "targeted"
-        return _records(
-            model_name, name, protocol_id(attack), "generated", chunk.tolist(), labels, outcome, tools, aimed
+        outcome = attack.run(tools.task, model, tools.generator, latents, labels, compute=compute)
+    else:
+        batch = default_collate([dataset[int(i)] for i in chunk])
+        images, labels, ids, source = (
+            batch["images"].to(device),
+            batch["labels"].to(device),
+            batch["ids"],
+            "real",
         )
-    batch = default_collate([dataset[int(i)] for i in chunk])
-    images, labels, ids = batch["images"].to(device), batch["labels"].to(device), batch["ids"]
-    # Clean accuracy is the attack that takes no step.
-    pixel_attack = attack if isinstance(attack, PGD | FGSM) else PGD(eps=0, steps=0, random_start=False)
-    outcome = pixel_attack(
-        tools.task,
-        model,
-        PixelSpace(tuple(images.shape[1:])),
-        {"pixels": images},
-        labels,
-        compute=compute,
-        ids=ids,
-    )
-    protocol = "" if attack is None else protocol_id(attack)
-    aimed = attack is not None and attack.goal == "targeted"
-    return _records(model_name, name, protocol, "real", ids.tolist(), labels, outcome, tools, aimed)
+        # Clean accuracy is the attack that takes no step.
+        attack = attack or PGD(eps=0, steps=0, random_start=False)
+        outcome = attack.run(tools.task, model, images, labels, compute=compute, ids=ids)
+    kept = torch.isin(chunk, cell.keep).nonzero().squeeze(1)
+    pictures: Pictures = {}
+    if len(kept):
+        shown = {"start": outcome.start_images, "images": outcome.images}
+        pictures = {name: _portable(value[kept.to(device)], cell.exact) for name, value in shown.items()}
+        pictures |= {"ids": ids[kept].numpy(), "positions": chunk[kept].numpy()}
+    return list(_records(cell, source, ids.tolist(), labels, outcome, tools, settings.width)), pictures
+
+
+def _transferred(
+    cell: Cell,
+    model: nn.Module,
+    chunk: Tensor,
+    tools: Tools,
+    settings: EvaluationSettings,
+    device: torch.device,
+) -> list[Record]:
+    """How this model answers the images made for the others: the first of those that fools it, if one does."""
+    answers: dict[int, Record] = {}
+    for source in cell.sources:
+        pictures, records = read_pictures(source.pictures), {r.id: r for r in read_records(source.path)}
+        rows = np.flatnonzero(np.isin(pictures["positions"], chunk.numpy()))
+        start, images = (torch.from_numpy(pictures[name][rows]).to(device) for name in ("start", "images"))
+        with torch.no_grad(), frozen(model):
+            before, after = (
+                torch.cat(
+                    [tools.task.predict(model(part).float()) for part in all_.split(settings.width)]
+                ).tolist()
+                for all_ in (start, images)
+            )
+        for example, clean, answer in zip(pictures["ids"][rows].tolist(), before, after, strict=True):
+            made = records[example]
+            earlier = answers.get(example)
+            if earlier is not None and earlier.success:
+                continue
+            success = clean == made.label != answer
+            answers[example] = replace(
+                made, model=cell.model, attack=cell.name, clean_prediction=clean, prediction=answer, success=success,
+                iterations=0, loss=0.0, forwards=2 + 2 * len(cell.sources), backwards=0, zero_gradients=0,
+            )  # fmt: skip
+    return list(answers.values())
 
 
 @torch.no_grad()
@@ -187,19 +402,12 @@ def read_labels(oracle: nn.Module | None, images: Tensor, width: int) -> list[in
 
 
 def _records(
-    model: str,
-    attack: str,
-    protocol: str,
-    source: str,
-    ids: Sequence[int],
-    labels: Tensor,
-    outcome: Outcome,
-    tools: Tools,
-    aimed: bool = False,
-) -> list[Record]:
-    width = tools.compute.width
+    cell: Cell, source: str, ids: Sequence[int], labels: Tensor, outcome: Outcome, tools: Tools, width: int
+) -> Iterator[Record]:
     oracle_clean = read_labels(tools.oracle, outcome.start_images, width)
-    oracle = oracle_clean if attack == "none" else read_labels(tools.oracle, outcome.images, width)
+    oracle = oracle_clean if cell.attack is None else read_labels(tools.oracle, outcome.images, width)
+    aimed = cell.attack is not None and cell.attack.goal == "targeted"
+    nobody = [None] * len(ids)
     columns: dict[str, list[Any]] = {
         "label": labels.tolist(),
         "clean_prediction": outcome.clean_predictions.tolist(),
@@ -209,23 +417,70 @@ def _records(
         "loss": outcome.loss.tolist(),
         "forwards": outcome.forwards.tolist(),
         "backwards": outcome.backwards.tolist(),
-        "oracle_clean": oracle_clean or [None] * len(ids),
-        "oracle": oracle or [None] * len(ids),
-        "target": outcome.targets.tolist() if aimed and outcome.targets is not None else [None] * len(ids),
+        "zero_gradients": outcome.zero_gradients.tolist(),
+        "oracle_clean": oracle_clean or nobody,
+        "oracle": oracle or nobody,
+        "target": outcome.targets.tolist() if aimed and outcome.targets is not None else nobody,
     }
     distances = {name: value.tolist() for name, value in outcome.distances.items()}
-    return [
-        Record(
-            model=model,
-            attack=attack,
-            protocol=protocol,
+    for i, example in enumerate(ids):
+        yield Record(
+            model=cell.model,
+            attack=cell.name,
+            protocol=cell.protocol,
             source=source,
             id=example,
             distances={name: values[i] for name, values in distances.items()},
             **{name: values[i] for name, values in columns.items()},
         )
-        for i, example in enumerate(ids)
-    ]
+
+
+def _probe(
+    name: str, model: nn.Module, dataset: Examples, tools: Tools, settings: EvaluationSettings, folder: Path
+) -> dict[str, float]:
+    """Of the first images of the seeded choice; kept under a name that says what it depends on."""
+    what = [fingerprint(model), tools.identity, settings.seed]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    path = folder / "records" / f"{_slug(name)}--probe--{digest}.json"
+    if not path.exists():
+        chosen = _choose(dataset, "none", None, settings)[:NUM_PROBED]
+        batch = default_collate([dataset[int(i)] for i in chosen])
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        _write_json(path, probe(tools.task, model, batch["images"].to(device), batch["labels"].to(device)))
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+def _portable(images: Tensor, exact: bool) -> Shaped[np.ndarray, "n c h w"]:
+    images = images.detach().float().contiguous()
+    return (images if exact else (images.clamp(0, 1) * 255).round().to(torch.uint8)).cpu().numpy()
+
+
+def _join(parts: Sequence[Pictures], keep: Tensor) -> Pictures:
+    """Of all parts, in the order of `keep`."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rank = {position: i for i, position in enumerate(keep.tolist())}
+    order = np.argsort([rank[position] for position in joined["positions"].tolist()])
+    return {name: value[order] for name, value in joined.items()}
+
+
+def read_pictures(path: Path) -> Pictures:
+    """What an evaluation kept of a cell."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _write_pictures(path: Path, pictures: Pictures) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def _write_json(path: Path, content: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,15 +1,18 @@
 """Which examples are shown: chosen by seed, never by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import nn
 
 from gat.attacks import Compute, LatentAttack
 from gat.attacks.run import Outcome
 from gat.config import Config
-from gat.evaluation.evaluate import read_labels
+from gat.evaluation.evaluate import Cell, read_labels, read_pictures
+from gat.evaluation.records import read_records
 from gat.progress import progress
 from gat.report.gallery import GalleryItem, Panel
 from gat.training.methods import Tools
@@ -56,10 +59,45 @@ def make_gallery(
                     attack = LatentAttack.model_validate(
                         {**settings.attack.model_dump(), "group": group, "move": move}
                     )
-                    outcomes[move] = attack(tools.task, model, space, latents, labels, compute=tools.compute)
+                    outcomes[move] = attack.run(
+                        tools.task, model, space, latents, labels, compute=tools.compute
+                    )
                 items += _items(model_name, group, ids.tolist(), labels.tolist(), outcomes, tools)
                 advance(1)
     return items
+
+
+def pictures_of(cells: Sequence[Cell], num_examples: int) -> list[GalleryItem]:
+    """What an evaluation kept of its attacks: the first examples of its seeded choice, attack by attack, then model by model."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(cell.name for cell in cells))}
+    items = []
+    for cell in sorted(cells, key=lambda cell: order[cell.name]):
+        if not cell.pictures.exists():
+            continue
+        pictures, records = read_pictures(cell.pictures), {r.id: r for r in read_records(cell.path)}
+        for i, example in enumerate(pictures["ids"][:num_examples].tolist()):
+            record = records[example]
+            start, image = (_float(pictures[name][i]) for name in ("start", "images"))
+            panel = Panel(
+                cell.name, image, record.prediction, record.success, record.iterations, record.oracle
+            )
+            items.append(
+                GalleryItem(
+                    model=cell.model,
+                    group=cell.name,
+                    id=example,
+                    label=record.label,
+                    original=start,
+                    prediction=record.clean_prediction,
+                    oracle=record.oracle_clean,
+                    panels=(panel,),
+                )
+            )
+    return items
+
+
+def _float(picture: UInt8[np.ndarray, "3 h w"] | Float[np.ndarray, "3 h w"]) -> Float[np.ndarray, "3 h w"]:
+    return picture.astype(np.float32) / 255 if picture.dtype == np.uint8 else picture
 
 
 def _items(

@@ -1,20 +1,57 @@
 """One record per example, model and attack: the only thing tables, curves and pages are made from.
 
-A run folder holds
+Names of attacks are `attack`, `attack-variant` or `attack@0.5` (the same at half its budget). A variant that is one of
+`CONTROLS` is run to doubt the attack it is named after, not to judge models.
+
+A run folder, or the folder of an evaluation of several runs, holds
 
     config.yaml              the resolved configuration, itself a valid --config
     provenance.json          versions, git commit, seeds, devices, hashes of weights
     training/*/metrics.jsonl training curves: one row per report, with `stage` and `step`
     records.jsonl            the records below
+    probes.json              what was asked of the models themselves (see gat.evaluation.probe)
     gallery.json, gallery.npz   pictures (see gat.report.gallery)
-    report.html, report.json, report.md
+    report.html, report.json, report.md, figures/, tables/
 """
 
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+CONTROLS = {
+    "random": "the same change, drawn at random instead of optimised",
+    "long": "the same attack with several times the steps",
+    "unbounded": "the same attack without a bound, which nothing should survive",
+    "blackbox": "an attack within the same bound that sees no gradient",
+    "transfer": "the images that the attack made for the other models",
+}
+
+
+def control(attack: str) -> str | None:
+    """Which of `CONTROLS` an attack of this name is; None if it judges models itself."""
+    base, dash, last = attack.rpartition("-")
+    return last if dash and base and last in CONTROLS else None
+
+
+def controlled(attack: str) -> str:
+    """The attack that a control doubts."""
+    return attack.rpartition("-")[0]
+
+
+def at_budget(attack: str, factor: float) -> str:
+    """Name of an attack at a multiple of its budget."""
+    return f"{attack}@{factor:g}"
+
+
+def budget(attack: str) -> tuple[str, float]:
+    """The attack and the multiple of its budget that `at_budget` wrote; 1 for a plain name."""
+    base, at, factor = attack.rpartition("@")
+    try:
+        return (base, float(factor)) if at else (attack, 1.0)
+    except ValueError:
+        return attack, 1.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +73,7 @@ class Record:
         loss: of the model on the attacked image, float32.
         distances: name -> value, for example {'linf_pixels': 0.03, 'l2_style': 1.2}.
         forwards, backwards: passes through the attacked model spent on this example.
+        zero_gradients: steps at which the attack saw no gradient.
         oracle_clean, oracle: class the independent oracle reads on the starting and on the attacked image; None if none was asked.
     """
 
@@ -54,6 +92,7 @@ class Record:
     distances: dict[str, float] = field(default_factory=dict)
     forwards: int = 0
     backwards: int = 0
+    zero_gradients: int = 0
     oracle_clean: int | None = None
     oracle: int | None = None
 
@@ -62,13 +101,18 @@ class Record:
         """Right on the attacked image, and right before: an attack cannot turn a wrong example right."""
         return self.prediction == self.label and self.clean_prediction == self.label
 
+    @property
+    def broken(self) -> bool:
+        """Fooled by a picture that still shows its label to the oracle, which read the starting one right too."""
+        return self.success and self.oracle_clean == self.label == self.oracle
+
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write all records, one JSON object per line, atomically."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
         for record in records:
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(json.dumps(vars(record)) + "\n")
     os.replace(temporary, path)
 
 

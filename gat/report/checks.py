@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from gat.evaluation.records import Record
+from gat.evaluation.records import CONTROLS, Record, budget, control, controlled
 from gat.report.folder import RunFolder
 from gat.report.gallery import Gallery
-from gat.report.names import column_name, model_name
+from gat.report.names import attack_name, column_name, model_name
 from gat.report.plots import flatten
 from gat.report.statistics import (
     BASELINE,
@@ -36,6 +37,12 @@ MAX_REJECTED = 0.10
 """Largest share of successful pictures the oracle may reject without a word."""
 MIN_ORACLE = 0.90
 """Least share of starting images an oracle should read right to be a judge."""
+MAX_BLIND = 0.05
+"""Largest share of gradients, or of images without one, that may be zero without a word."""
+MAX_UNBOUNDED = 0.05
+"""Largest accuracy that may be left by an attack without a bound."""
+MIN_GAIN = 0.01
+"""Largest accuracy that more steps may take away before the attack is said not to have converged."""
 _TOLERANCE = 1e-5  # of a distance against its bound; float32 rounding of pixels is far below
 
 
@@ -61,6 +68,10 @@ def check(run: RunFolder) -> list[Doubt]:
         doubts += _contradictions(cells)
         doubts += _bounds(cells, (run.provenance or {}).get("protocols"))
         doubts += _weak_attacks(summaries)
+        doubts += _controls(cells)
+        doubts += _curves(cells)
+        doubts += _blind(summaries)
+        doubts += _probes(run.probes)
         doubts += _protocols(summaries)
         doubts += _precision(summaries)
         doubts += _clean_accuracy(cells)
@@ -155,7 +166,12 @@ def _weak_attacks(summaries: Sequence[Summary]) -> Iterator[Doubt]:
         key, where = summary.key, _where(summary.key, keys)
         if key.column.attack == "none":
             continue
-        if key.model == undefended and not summary.successes and summary.max_iterations:
+        if (
+            control(key.column.attack) is None
+            and key.model == undefended
+            and not summary.successes
+            and summary.max_iterations
+        ):
             yield Doubt(
                 "wrong",
                 f"{where}: not one success in {summary.accuracy.n} attacks of up to {summary.max_iterations} steps on the "
@@ -168,6 +184,8 @@ def _weak_attacks(summaries: Sequence[Summary]) -> Iterator[Doubt]:
                 f"{where}: the accuracy under attack ({percent(summary.accuracy.value)}) is above the clean one "
                 f"({percent(before.accuracy.value)}). Either the attacked images are easier or the attack is too weak.",
             )
+        if control(key.column.attack) or budget(key.column.attack)[1] != 1:
+            continue  # looked at in `_controls` and `_curves`
         wider = parent(key.column.attack, [other.column.attack for other in keys])
         for other in summaries:
             same_setting = other.key.model == key.model and other.key.column.source == key.column.source
@@ -181,6 +199,118 @@ def _weak_attacks(summaries: Sequence[Summary]) -> Iterator[Doubt]:
                     f"{where} fools more often than {column_name(other.key.column, columns(keys))}, which may move more. The "
                     "wider attack is not at its best.",
                 )
+
+
+def _controls(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
+    """What a sound attack on a sound model would not let happen."""
+    for key, records in cells.items():
+        kind = control(key.column.attack)
+        if kind is None:
+            continue
+        summary = summarize(key, records)
+        name, left = model_name(key.model), percent(summary.accuracy.value)
+        base_attack = controlled(key.column.attack)
+        base_name = attack_name(base_attack)
+        if kind == "unbounded":
+            if summary.accuracy.value > MAX_UNBOUNDED:
+                yield Doubt(
+                    "careful",
+                    f"{name} keeps {left} under {base_name} without a bound (n = {summary.accuracy.n}), where any picture may become "
+                    "any other. Its gradients hide the way, so its numbers under gradient attacks are too high.",
+                )
+            continue
+        base = next(
+            (
+                (other, found)
+                for other, found in cells.items()
+                if (other.model, other.column.attack) == (key.model, base_attack)
+                and other.column.source == key.column.source
+            ),
+            None,
+        )
+        paired = compare(base[1], records) if base else None
+        if base is None or paired is None:
+            continue
+        stronger = paired.difference < 0 and paired.p_value < SIGNIFICANT
+        weaker = paired.difference > 0 and paired.p_value < SIGNIFICANT
+        change = f"{points(paired.difference)} on the same {paired.n}, {p_value(paired.p_value)}"
+        if kind == "long" and stronger and -paired.difference > MIN_GAIN:
+            yield Doubt(
+                "careful",
+                f"{base_name} on {name} has not converged: more steps take the accuracy further down ({change}). The number of "
+                "the longer attack is the better one.",
+            )
+        elif kind == "long" and weaker:
+            yield Doubt(
+                "careful",
+                f"{base_name} on {name} is weaker with more steps ({change}). Its steps lead nowhere: the gradient misleads, or the "
+                "attack is broken.",
+            )
+        elif kind != "long" and stronger:
+            yield Doubt(
+                "careful",
+                f"{base_name} on {name} is beaten by {CONTROLS[kind]} ({change}). An attack that sees the gradient should win; the "
+                "gradient is masked or the attack is not at its best, so its number is too high.",
+            )
+
+
+def _curves(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
+    """A larger budget cannot help the model."""
+    curves: dict[tuple[str, str, str], list[tuple[float, Sequence[Record]]]] = {}
+    for key, records in cells.items():
+        base, factor = budget(key.column.attack)
+        curves.setdefault((key.model, base, key.column.source), []).append((factor, records))
+    for (model, base, _), points_of in curves.items():
+        ordered = sorted(points_of, key=lambda point: point[0])
+        for (small, before), (large, after) in pairwise(ordered):
+            paired = compare(before, after)
+            if small < large and paired and paired.difference > 0 and paired.p_value < SIGNIFICANT:
+                yield Doubt(
+                    "careful",
+                    f"{attack_name(base)} on {model_name(model)} is weaker at ×{large:g} of its budget than at ×{small:g} "
+                    f"({points(paired.difference)} on the same {paired.n}, {p_value(paired.p_value)}): at the larger one it is not at "
+                    "its best.",
+                )
+
+
+def _blind(summaries: Sequence[Summary]) -> Iterator[Doubt]:
+    """Attacks that could not see. An unbounded one may well push the loss to where it is flat."""
+    keys = [summary.key for summary in summaries]
+    for summary in summaries:
+        share = summary.blind_steps
+        if control(summary.key.column.attack) is None and share is not None and share > MAX_BLIND:
+            yield Doubt(
+                "careful",
+                f"{_where(summary.key, keys)}: {percent(share)} of the gradients were zero or not finite. The attack could not see "
+                "there, so the accuracy says little about robustness.",
+            )
+
+
+_PROBES: dict[str, tuple[Level, str]] = {
+    "random_outputs": (
+        "careful",
+        "answers the same image differently from one pass to the next ({share} of the images asked). Its numbers hold for one draw "
+        "of the dice only; attacks must average over them.",
+    ),
+    "probabilities": (
+        "careful",
+        "returns probabilities, not logits ({share} of the images asked). A loss on top of a second softmax has almost no gradient, "
+        "which makes it look robust.",
+    ),
+    "zero_gradients": (
+        "careful",
+        "gives a gradient that is zero or not finite for {share} of the clean images asked. Attacks that follow the gradient cannot "
+        "start there, which makes it look robust.",
+    ),
+}
+
+
+def _probes(probes: Mapping[str, Mapping[str, float]]) -> Iterator[Doubt]:
+    for model, found in probes.items():
+        for name, (level, text) in _PROBES.items():
+            share = found.get(name, 0.0)
+            if share > MAX_BLIND:
+                yield Doubt(level, f"{model_name(model)} {text.format(share=percent(share))}")
 
 
 def _protocols(summaries: Sequence[Summary]) -> Iterator[Doubt]:
@@ -203,6 +333,9 @@ def _protocols(summaries: Sequence[Summary]) -> Iterator[Doubt]:
 
 
 def _precision(summaries: Sequence[Summary]) -> Iterator[Doubt]:
+    summaries = [
+        summary for summary in summaries if control(summary.key.column.attack) is None
+    ]  # those are small on purpose
     wide = [summary for summary in summaries if summary.accuracy.width > MAX_WIDTH]
     if not wide:
         return

@@ -6,6 +6,7 @@ from gat.evaluation.records import Record
 from gat.report.names import attack_name, model_name
 from gat.report.statistics import (
     SIGNIFICANT,
+    Aggregate,
     Column,
     Key,
     Paired,
@@ -13,6 +14,7 @@ from gat.report.statistics import (
     clean_column,
     columns,
     compare,
+    difference_of_means,
     main_attack,
     models,
     summarize,
@@ -23,6 +25,38 @@ from gat.report.tables import percent, points
 def compared_model(names: Sequence[str]) -> str | None:
     """The trained model the page is about: 'gat', else the first after the baseline; None if there is only one."""
     return "gat" if "gat" in names[1:] else next(iter(names[1:]), None)
+
+
+def ranking(cells: Mapping[Key, Sequence[Record]], aggregates: Sequence[Aggregate]) -> str | None:
+    """Which of several models keeps most over attacks it was not trained on, and whether the examples can tell it from the next.
+
+    None if fewer than two models have a mean over at least two unseen attacks.
+    """
+    means = [a for a in aggregates if a.name == "mean_unseen" and len(a.columns) > 1]
+    if len(means) < 2:
+        return None
+    best, second, *_ = sorted(means, key=lambda mean: -mean.share.value)
+
+    def of(mean: Aggregate) -> list[Sequence[Record]]:
+        return [cells[Key(mean.model, column)] for column in mean.columns]
+
+    apart = difference_of_means(of(second), of(best))
+    low, high = (points(bound).removesuffix(" points") for bound in (apart.low, apart.high))
+    lead = f"{points(apart.value)}, 95% interval {low} to {high}"
+    told = "ahead of" if apart.low > 0 else "but these examples do not tell it from"
+    sentence = (
+        f"Over attacks it was not trained on, {model_name(best.model)} keeps {percent(best.share.value)}, the most of "
+        f"{len(means)} models, {told} {model_name(second.model)} at {percent(second.share.value)} ({lead})"
+    )
+    clean = clean_column(columns(cells))
+    names = models(cells)
+    if clean and (mine := cells.get(Key(best.model, clean))):
+        score = percent(summarize(Key(best.model, clean), mine).accuracy.value)
+        sentence += f"; its clean accuracy is {score}"
+        if best.model != names[0] and (other := cells.get(Key(names[0], clean))):
+            whose = percent(summarize(Key(names[0], clean), other).accuracy.value)
+            sentence += f", against {whose} for the {_plain(names[0])} classifier"
+    return sentence + "."
 
 
 def finding(cells: Mapping[Key, Sequence[Record]]) -> str:

@@ -1,8 +1,8 @@
 """A run folder, read as far as it can be read. What is missing or damaged is kept as a problem for the page to show."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import yaml
 
 from gat.evaluation.records import Record, read_records
 from gat.report.gallery import JSON_NAME, Gallery, read_gallery
-from gat.report.statistics import BASELINE
+from gat.report.statistics import BASELINE, Column
 
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ class RunFolder:
         metrics: rows of metrics.jsonl, or of training/*/metrics.jsonl, stage after stage.
         records: in the order of the file.
         gallery: None if missing.
+        probes: model -> what `gat.evaluation.probe` found; {} if nobody asked.
         problems: files that are missing or damaged.
     """
 
@@ -55,6 +56,7 @@ class RunFolder:
     metrics: tuple[dict[str, Any], ...] = ()
     records: tuple[Record, ...] = ()
     gallery: Gallery | None = None
+    probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -73,6 +75,34 @@ class RunFolder:
             if name := entry.get("name") if isinstance(entry, dict) else entry:
                 return str(name)
         return ""
+
+    @property
+    def protocols(self) -> dict[str, Any]:
+        """Protocol id -> its settings, from the provenance."""
+        found = (self.provenance or {}).get("protocols")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def suite(self) -> tuple[str, ...]:
+        """Names of the attacks that means and unions are over, from the provenance; () if it names none."""
+        suite = (self.provenance or {}).get("suite")
+        attacks = suite.get("attacks") if isinstance(suite, dict) else None
+        return tuple(map(str, attacks)) if isinstance(attacks, list) else ()
+
+    def seen(self, model: str, column: Column) -> bool:
+        """Whether the model was trained on an attack of one of this one's kinds, as far as the provenance tells."""
+        trained_on = (self.provenance or {}).get("trained_on")
+        known = trained_on.get(model) if isinstance(trained_on, dict) else None
+        settings = self.protocols.get(column.protocol)
+        settings = settings if isinstance(settings, dict) else {}
+        kinds = settings.get("kinds", [settings.get("name", column.attack)])
+        return isinstance(known, list) and isinstance(kinds, list) and any(kind in known for kind in kinds)
+
+    def bounded(self, column: Column) -> bool:
+        """Whether the attack stays within a norm of the pixels, so that its pictures need no oracle."""
+        settings = self.protocols.get(column.protocol)
+        bounds = settings.get("bounds") if isinstance(settings, dict) else None
+        return isinstance(bounds, dict) and any(str(name).endswith("_pixels") for name in bounds)
 
     @property
     def seeds(self) -> list[int]:
@@ -102,6 +132,16 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"should be a JSON object, got a {type(content).__name__}")
     return content
+
+
+def _read_probes(path: Path) -> dict[str, dict[str, float]]:
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    try:
+        return {str(model): {str(k): float(v) for k, v in found.items()} for model, found in content.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"should be {{model: {{question: share}}}} ({error})") from error
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
@@ -151,22 +191,28 @@ def read_run(run: Path) -> RunFolder:
     if not any((run / name).exists() for name in FILES):
         raise ValueError(f"{run} is not a run folder: it holds none of {', '.join(FILES)}")
     problems = []
+    optional: set[str] = set()
 
     def attempt(name: str, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except FileNotFoundError as error:
             missing = Path(error.filename or name).name
-            problems.append(Problem(missing, f"{missing} is missing: {FILES[name]}.", missing=True))
+            if name not in optional:
+                problems.append(Problem(missing, f"{missing} is missing: {FILES[name]}.", missing=True))
         except (ValueError, OSError) as error:
-            problems.append(Problem(name, f"{name} cannot be read, so {FILES[name]}: {error}", missing=False))
+            lost = FILES.get(name, "what was asked of the models is not known")
+            problems.append(Problem(name, f"{name} cannot be read, so {lost}: {error}", missing=False))
         return None
 
+    provenance = attempt("provenance.json", lambda: _read_provenance(run / "provenance.json"))
+    if provenance and provenance.get("runs"):  # an evaluation of several runs trains nothing
+        optional |= {"metrics.jsonl", JSON_NAME}
+    probes = attempt("probes.json", lambda: _read_probes(run / "probes.json"))
     records = attempt("records.jsonl", lambda: _read_all_records(run / "records.jsonl"))
     gallery = attempt(JSON_NAME, lambda: read_gallery(run))
     metrics = attempt("metrics.jsonl", lambda: _read_all_metrics(run))
     config = attempt("config.yaml", lambda: _read_config(run / "config.yaml"))
-    provenance = attempt("provenance.json", lambda: _read_provenance(run / "provenance.json"))
     text, parsed = config or ("", None)
     return RunFolder(
         name=run.resolve().name,
@@ -176,5 +222,6 @@ def read_run(run: Path) -> RunFolder:
         metrics=metrics or (),
         records=records or (),
         gallery=gallery,
+        probes=probes or {},
         problems=tuple(problems),
     )

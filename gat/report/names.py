@@ -5,6 +5,7 @@ Nothing here is a list of what may exist: unknown names are printed as they are.
 
 from collections.abc import Iterable
 
+from gat.evaluation.records import CONTROLS, budget, control, controlled
 from gat.report.statistics import BASELINE, Column
 
 MODELS = {
@@ -36,6 +37,32 @@ _ATTACK_WORDS = {
     "middle": "middle layers",
     "fine": "fine layers",
     "targeted": "targeted",
+    "apgd": "APGD",
+    "autoattack": "AutoAttack",
+    "fab": "FAB",
+    "square": "Square",
+    "lpa": "LPA",
+    "ppgd": "PPGD",
+    "self": "(own features)",
+    "jpeg": "JPEG",
+    "elastic": "Elastic",
+    "fog": "Fog",
+    "snow": "Snow",
+    "gabor": "Gabor",
+}
+
+_CONTROL_WORDS = {
+    "random": "random control",
+    "long": "more steps",
+    "unbounded": "without a bound",
+    "blackbox": "black box",
+    "transfer": "transferred",
+}
+
+_AGGREGATES = {
+    "mean_unseen": "Mean over unseen attacks",
+    "union": "All at once",
+    "worst": "Worst attack",
 }
 
 GROUPS = {
@@ -68,6 +95,19 @@ _DEFINITIONS = {
     "spatial": "A smooth flow field that moves pixels instead of recolouring them. Xiao et al., 2018.",
     "recolor": "One smooth change of colours for the whole image. Laidlaw and Feizi, 2019.",
     "perceptual": "Any change of the pixels within a bound on a perceptual distance. Laidlaw et al., 2021.",
+    "lpa": "Any change of the pixels within a bound on a perceptual distance, by a Lagrangian. Laidlaw et al., 2021.",
+    "ppgd": "Any change of the pixels within a bound on a perceptual distance, by projected gradient descent. Laidlaw et al., 2021.",
+    "apgd": "PGD that halves its step size when progress stalls and restarts from the best iterate. Croce and Hein, 2020.",
+    "autoattack": "APGD with two losses, FAB and Square in turn; an example counts as broken if any of them breaks it. "
+    "Croce and Hein, 2020.",
+    "fab": "The smallest change that reaches the nearest boundary of the linearised classifier, kept near the image. "
+    "Croce and Hein, 2020.",
+    "square": "Random squares of pixels, kept where they raise the loss; no gradient is used. Andriushchenko et al., 2020.",
+    "jpeg": "A bounded change of the image's JPEG coefficients. Kang et al., 2019.",
+    "elastic": "A smooth flow within a bound. Kang et al., 2019.",
+    "fog": "A cloud of fractal fog whose random numbers are optimised. Kang et al., 2019.",
+    "snow": "Flakes of snow whose places and strengths are optimised. Kang et al., 2019.",
+    "gabor": "Gabor noise whose parameters are optimised. Kang et al., 2019.",
 }
 
 _VARIANTS = {
@@ -79,6 +119,8 @@ _VARIANTS = {
     "targeted": "The aim is one given class, not just any wrong one.",
     "linf": "The distance is the largest change of any pixel value; values lie in [0, 1].",
     "l2": "The distance is Euclidean over all pixel values; values lie in [0, 1].",
+    "l1": "The distance is the sum of all changes of pixel values; values lie in [0, 1].",
+    "self": "The distance is measured with the attacked model's own features.",
 }
 
 
@@ -88,7 +130,15 @@ def model_name(model: str) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """For example 'GAT, style only, coarse layers' for 'gat-style-coarse' and 'PGD L∞ 8/255' for 'pgd-linf-8/255'."""
+    """For example 'GAT, style only, coarse layers' for 'gat-style-coarse', 'PGD L∞ 8/255' for 'pgd-linf-8/255', 'Fog, random
+    control' for 'fog-random', 'PGD L∞ ×0.5' for 'pgd-linf@0.5' and 'Mean over unseen attacks' for 'mean_unseen'."""
+    if attack in _AGGREGATES:
+        return _AGGREGATES[attack]
+    base, factor = budget(attack)
+    if base != attack:
+        return f"{attack_name(base)} ×{factor:g}"
+    if kind := control(attack):
+        return f"{attack_name(controlled(attack))}, {_CONTROL_WORDS[kind]}"
     family, *parts = (_ATTACK_WORDS.get(word, word) for word in attack.split("-"))
     if not parts:
         return family
@@ -111,18 +161,20 @@ def definition(attack: str) -> str | None:
 
 def variant(attack: str) -> str:
     """What narrows this attack down within its family, in short sentences; '' if nothing known does."""
+    if kind := control(attack):
+        return f"A control: {CONTROLS[kind]}."
     _, *words = attack.split("-")
     return " ".join(_VARIANTS[word] for word in words if word in _VARIANTS)
 
 
 def group_name(group: str) -> str:
-    """Of layers: 'Coarse layers'."""
-    return GROUPS.get(group, group)
+    """Of layers: 'Coarse layers'; of pictures of one attack: its name."""
+    return GROUPS.get(group) or attack_name(group)
 
 
 def panel_name(kind: str) -> str:
-    """Of a picture in the gallery: 'Noise-based'."""
-    return PANELS.get(kind, kind)
+    """Of a picture in the gallery: 'Noise-based', or the attack's name."""
+    return PANELS.get(kind) or attack_name(kind)
 
 
 def metric_name(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Charts as matplotlib figures: accuracy against iterations and training curves.
+"""Charts as matplotlib figures: models by attacks, accuracy against iterations and budgets, and training curves.
 
 A figure is drawn for a phone's width and light paper. `to_svg` makes it follow the page instead: ink and series colours become
 CSS variables (`--ink`, `--series-0`, ...), so that one drawing serves light and dark. `to_png` keeps the light colours.
@@ -10,12 +10,15 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gat.report.names import metric_name, model_name
@@ -52,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 
+_BANDS_UP_TO = 4  # models in one chart; more bands hide each other
+
 _SKIPPED_METRICS = {"step", "epoch", "time", "time_sec", "elapsed_sec", "eta_sec"}
 _SHARE_WORDS = ("accuracy", "fooled", "success", "share", "agreement", "rejected", "used", "fraction")
 _MOST_POINTS = 240
@@ -76,6 +81,19 @@ def _axes(labels: Sequence[str]) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=_QUIET, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _line(i: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the i-th model: no two of the first 36 share all three."""
+    turn = i + i // len(SERIES)
+    return {
+        "color": SERIES[i % len(SERIES)],
+        "linestyle": _DASHES[turn % len(_DASHES)],
+        "marker": _MARKERS[turn % len(_MARKERS)],
+        "markersize": 4.5,
+        "linewidth": 1.8,
+        "clip_on": False,
+    }
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -107,29 +125,26 @@ def survival_chart(title: str, curves: Mapping[str, Sequence[Proportion]], model
     with mpl.rc_context(_STYLE):
         figure, axes = _axes([model_name(model) for model in curves])
         for model, curve in curves.items():
-            i = models.index(model)
+            style = _line(models.index(model))
             steps = range(len(curve))
-            colour = SERIES[i % len(SERIES)]
-            axes.fill_between(
-                steps,
-                [p.low for p in curve],
-                [p.high for p in curve],
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-                step="post",
-            )
+            if len(curves) <= _BANDS_UP_TO:
+                axes.fill_between(
+                    steps,
+                    [p.low for p in curve],
+                    [p.high for p in curve],
+                    color=style["color"],
+                    alpha=0.15,
+                    linewidth=0,
+                    step="post",
+                )
+            often = math.ceil(len(curve) / 16)  # markers of a long attack would run into each other
             axes.step(
                 steps,
                 [p.value for p in curve],
                 where="post",
-                color=colour,
-                linestyle=_DASHES[i % len(_DASHES)],
-                marker=_MARKERS[i % len(_MARKERS)],
-                markersize=4.5,
-                linewidth=1.8,
+                markevery=often,
                 label=model_name(model),
-                clip_on=False,
+                **style,
             )
         axes.set_ylim(0, 1)
         axes.set_xlim(0, max(1, *(len(curve) - 1 for curve in curves.values())))
@@ -143,6 +158,90 @@ def survival_chart(title: str, curves: Mapping[str, Sequence[Proportion]], model
         for model, curve in curves.items()
     )
     return Chart(title, figure, f"Share of examples not yet fooled under {title}: {words}.")
+
+
+def budget_chart(
+    title: str, curves: Mapping[str, Mapping[float, Proportion]], models: Sequence[str], unit: str = ""
+) -> Chart:
+    """Accuracy at multiples of an attack's budget, one line per model, with 95 % bands.
+
+    Args:
+        title: the attack's name.
+        curves: model -> multiple -> accuracy; 0 is the accuracy before the attack.
+        models: all models of the report.
+        unit: what one budget is, in words.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes([model_name(model) for model in curves])
+        for model, curve in curves.items():
+            style = _line(models.index(model))
+            factors = sorted(curve)
+            shares = [curve[factor] for factor in factors]
+            if len(curves) <= _BANDS_UP_TO:
+                low, high = [p.low for p in shares], [p.high for p in shares]
+                axes.fill_between(factors, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.plot(factors, [p.value for p in shares], label=model_name(model), **style)
+        axes.set_ylim(0, 1)
+        axes.set_xlim(0, max(factor for curve in curves.values() for factor in curve))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(f"budget, 1 = {unit}" if unit else "budget, in multiples of the main one")
+        _legend(axes)
+    words = "; ".join(
+        f"{model_name(model)}: "
+        + ", ".join(f"{100 * curve[factor].value:.1f}% at ×{factor:g}" for factor in sorted(curve))
+        for model, curve in curves.items()
+    )
+    return Chart(title, figure, f"Accuracy under {title} at multiples of its budget. {words}.")
+
+
+def heatmap_chart(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    marked: Sequence[Sequence[bool]],
+) -> Chart:
+    """Accuracies of models (rows) by attacks (columns), the better the darker.
+
+    Args:
+        values: shares; None is left empty.
+        marked: gets a frame: attacks that the model was trained on.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.6 + 0.95 * len(columns), 1.5 + 0.42 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.set_axis_on()
+        grid = np.array([[math.nan if v is None else v for v in row] for row in values], dtype=float)
+        axes.imshow(
+            grid, cmap="Blues", vmin=0, vmax=1.25, aspect="auto"
+        )  # the darkest blues would drown the ink
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                text = "–" if value is None else f"{100 * value:.1f}"
+                axes.text(j, i, text, ha="center", va="center", color=_INK, fontsize=9.5)
+                if marked[i][j]:
+                    axes.add_patch(
+                        Rectangle(
+                            (j - 0.45, i - 0.42),
+                            0.9,
+                            0.84,
+                            fill=False,
+                            edgecolor=_INK,
+                            linewidth=1.1,
+                            linestyle=":",
+                        )
+                    )
+        axes.set_xticks(range(len(columns)), [fill(name, 13) for name in columns], rotation=0, fontsize=8.5)
+        axes.set_yticks(range(len(rows)), [name if len(name) <= 32 else name[:31] + "…" for name in rows])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    words = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{c} {100 * v:.1f}%" for c, v in zip(columns, row, strict=True) if v is not None)
+        for name, row in zip(rows, values, strict=True)
+    )
+    return Chart("Models by attacks", figure, f"Accuracy in per cent; dotted: seen in training. {words}.")
 
 
 @dataclass(frozen=True)
@@ -267,6 +366,13 @@ def to_svg(figure: Figure) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(f": {colour}", f": var({variable})")
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """A PDF, the same for the same figure."""
+    buffer = io.BytesIO()
+    _save(figure, buffer, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return buffer.getvalue()
 
 
 def to_png(figure: Figure, dpi: int = 200) -> bytes:

@@ -1,18 +1,21 @@
 """Everything a report says in numbers, as pure functions of records.
 
 Accuracies are shares in [0, 1]; an example counts as right only if the model was right before the attack and after it
-(`Record.correct`). Intervals are Wilson's (E. B. Wilson, 1927) at 95 %; they cover the choice of test examples, not the choice
-of training seed.
+(`Record.correct`). Intervals of shares are Wilson's (E. B. Wilson, 1927) at 95 %, those of means over attacks are percentiles of
+a bootstrap over examples (B. Efron, 1979); they cover the choice of test examples, not the choice of training seed.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
-from gat.evaluation.records import Record
+import numpy as np
+from jaxtyping import Float
+
+from gat.evaluation.records import Record, budget, control
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -87,6 +90,8 @@ class Summary:
         mean_passes: forward and backward passes through the model per example.
         oracle_before: starting images on which the oracle reads the label; None if no oracle was asked.
         oracle_agreement: see `oracle_agreement`.
+        accuracy_valid: see `accuracy_valid`.
+        blind_steps: share of the gradients asked for that were zero; None if none was asked for.
     """
 
     key: Key
@@ -98,6 +103,37 @@ class Summary:
     mean_passes: float
     oracle_before: Proportion | None
     oracle_agreement: Proportion | None
+    accuracy_valid: Proportion | None
+    blind_steps: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over attacks or a difference of two, with its 95 % bootstrap interval.
+
+    Attributes:
+        n: examples it was resampled from.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One model under several attacks.
+
+    Attributes:
+        name: 'mean_unseen', 'union' or 'worst'.
+        columns: the very attacks.
+    """
+
+    model: str
+    name: str
+    columns: tuple[Column, ...]
+    share: Estimate | Proportion
 
 
 def proportion(hits: int, n: int) -> Proportion:
@@ -163,8 +199,9 @@ def columns(keys: Iterable[Key]) -> list[Column]:
 
 
 def parent(attack: str, attacks: Iterable[str]) -> str | None:
-    """The longest other attack this one is a variant of: 'gat-style' for 'gat-style-coarse'; None if there is none."""
-    wider = [other for other in attacks if attack.startswith(other + "-")]
+    """The longest other attack this one is a variant of: 'gat-style' for 'gat-style-coarse', 'pgd' for 'pgd@0.5'; None if there
+    is none."""
+    wider = [other for other in attacks if attack.startswith((other + "-", other + "@"))]
     return max(wider, key=len, default=None)
 
 
@@ -185,6 +222,19 @@ def oracle_agreement(records: Iterable[Record]) -> Proportion | None:
         for record in records
         if record.success and record.oracle is not None and record.oracle_clean == record.label
     )
+
+
+def accuracy_valid(records: Sequence[Record]) -> Proportion | None:
+    """Accuracy that counts as broken only what a picture broke that still shows its label to the oracle (`Record.broken`).
+
+    Attacks keep the first picture that fools, valid or not, so this is an upper bound on the accuracy against an attacker who
+    would go on until the oracle agrees. None if the oracle was not asked about every success.
+    """
+    if any(record.success and record.oracle is None for record in records):
+        return None
+    if all(record.oracle is None for record in records):
+        return None
+    return share(record.clean_prediction == record.label and not record.broken for record in records)
 
 
 def per_class(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -217,7 +267,17 @@ def summarize(key: Key, records: Sequence[Record]) -> Summary:
             record.oracle_clean == record.label for record in records if record.oracle_clean is not None
         ),
         oracle_agreement=oracle_agreement(records),
+        accuracy_valid=accuracy_valid(records),
+        blind_steps=blind_steps(records),
     )
+
+
+def blind_steps(records: Iterable[Record]) -> float | None:
+    """Share of all gradients asked for that were zero or not finite; None if none was asked for."""
+    asked = blind = 0
+    for record in records:
+        asked, blind = asked + record.backwards, blind + record.zero_gradients
+    return min(1.0, blind / asked) if asked else None
 
 
 def survival(records: Sequence[Record], max_steps: int) -> list[Proportion]:
@@ -278,10 +338,135 @@ def clean_column(columns: Iterable[Column]) -> Column | None:
     return min(clean, key=lambda column: column.source != "real", default=None)
 
 
-def headline_columns(columns: Sequence[Column]) -> list[Column]:
-    """Clean and the attacks that are not mere variants of another one."""
+def headline_columns(columns: Sequence[Column], suite: Collection[str] = ()) -> list[Column]:
+    """Clean, the attacks of the suite, and all others that are not mere variants of another one, controls or other budgets."""
     attacks = [column.attack for column in columns]
-    return [column for column in columns if parent(column.attack, attacks) is None]
+    return [
+        column
+        for column in columns
+        if column.attack in suite
+        or (
+            parent(column.attack, attacks) is None
+            and control(column.attack) is None
+            and budget(column.attack)[1] == 1
+        )
+    ]
+
+
+def judging_columns(columns: Sequence[Column], suite: Collection[str] = ()) -> list[Column]:
+    """The attacks that means and unions are over: those of the suite, or without one all of the headline."""
+    if suite:
+        return [column for column in columns if column.attack in suite]
+    return [column for column in headline_columns(columns) if column.attack != "none"]
+
+
+_RESAMPLES = 1000
+_AT_ONCE = 100  # resamples held in memory together
+
+
+def mean_over(cells: Sequence[Sequence[Record]]) -> Estimate:
+    """Unweighted mean of the accuracies of several cells.
+
+    Examples are resampled, not records: the same image under all attacks (and, where seeds of training are pooled, of all
+    models) stays together. Images and random latents are resampled apart.
+
+    Raises:
+        ValueError: without cells, or for an empty one.
+    """
+    return _estimate([(cell, 1 / len(cells)) for cell in cells])
+
+
+def difference_of_means(first: Sequence[Sequence[Record]], second: Sequence[Sequence[Record]]) -> Estimate:
+    """Mean of the second cells minus that of the first, resampled as in `mean_over`: both on the same examples."""
+    return _estimate([(c, -1 / len(first)) for c in first] + [(c, 1 / len(second)) for c in second])
+
+
+def _estimate(weighted: Sequence[tuple[Sequence[Record], float]]) -> Estimate:
+    if not weighted or not all(cell for cell, _ in weighted):
+        raise ValueError("a mean over attacks needs at least one attack, and records of each")
+    value = sum(weight * sum(r.correct for r in cell) / len(cell) for cell, weight in weighted)
+    sources = sorted({record.source for cell, _ in weighted for record in cell})
+    draws = np.zeros(_RESAMPLES)
+    rng = np.random.default_rng(0)
+    n = 0
+    for source in sources:
+        part = [([r for r in cell if r.source == source], weight) for cell, weight in weighted]
+        part = [(cell, weight) for cell, weight in part if cell]
+        examples = sorted({record.id for cell, _ in part for record in cell})
+        place = {example: i for i, example in enumerate(examples)}
+        right, asked = np.zeros((len(examples), len(part))), np.zeros((len(examples), len(part)))
+        for j, (cell, _) in enumerate(part):
+            for record in cell:
+                right[place[record.id], j] += record.correct
+                asked[place[record.id], j] += 1
+        draws += _resample(rng, right, asked) @ np.array([weight for _, weight in part])
+        n += len(examples)
+    low, high = (float(bound) for bound in np.quantile(draws, (0.025, 0.975)))
+    if round(value, 12) in (0, 1) and all(weight > 0 for _, weight in weighted):
+        # All examples agree, so resampling them says nothing; what their number alone says is Wilson's interval.
+        value = float(round(value))
+        wilson = proportion(round(value) * n, n)
+        low, high = wilson.low, wilson.high
+    return Estimate(value, low, high, n)
+
+
+def _resample(
+    rng: np.random.Generator, right: Float[np.ndarray, "n a"], asked: Float[np.ndarray, "n a"]
+) -> Float[np.ndarray, "r a"]:
+    """Accuracies per attack in each resample of the examples. An attack whose examples a resample misses altogether keeps
+    its accuracy."""
+    n = len(right)
+    found = []
+    for _ in range(_RESAMPLES // _AT_ONCE):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=_AT_ONCE).astype(np.float64)
+        hits, total = times @ right, times @ asked
+        whole = right.sum(0) / asked.sum(0)
+        found.append(np.where(total > 0, hits / np.maximum(total, 1), whole))
+    return np.concatenate(found)
+
+
+def union(cells: Sequence[Sequence[Record]]) -> Proportion | None:
+    """Share of the examples common to all cells on which the model is right under every one of them; None without any."""
+    if not cells:
+        return None
+    verdicts: list[dict[tuple[str, int, int], bool]] = []
+    for cell in cells:
+        seen: Counter[tuple[str, int]] = Counter()
+        found = {}
+        for record in cell:
+            example = record.source, record.id
+            found[*example, seen[example]] = record.correct  # pooled seeds of training: each its own example
+            seen[example] += 1
+        verdicts.append(found)
+    shared = set.intersection(*(set(found) for found in verdicts))
+    return share(all(found[example] for found in verdicts) for example in shared)
+
+
+def aggregate(
+    cells: Mapping[Key, Sequence[Record]], seen: Mapping[str, Iterable[Column]], chosen: Sequence[Column]
+) -> list[Aggregate]:
+    """Per model: mean over the attacks it was not trained on, union over all on real images, and the worst attack.
+
+    Args:
+        seen: model -> columns of attacks that it was trained on.
+        chosen: the columns that count; those without records of a model are left out for it.
+    """
+    found = []
+    for model in models(cells):
+        there = {column: cells[Key(model, column)] for column in chosen if cells.get(Key(model, column))}
+        known = set(seen.get(model, ()))
+        unseen = [column for column in there if column not in known]
+        real = [column for column in there if column.source == "real"]
+        if unseen:
+            mean = mean_over([there[column] for column in unseen])
+            found.append(Aggregate(model, "mean_unseen", tuple(unseen), mean))
+        if len(real) > 1 and (survived := union([there[column] for column in real])):
+            found.append(Aggregate(model, "union", tuple(real), survived))
+        if there:
+            shares = {column: proportion(sum(r.correct for r in rs), len(rs)) for column, rs in there.items()}
+            worst = min(shares, key=lambda column: shares[column].value)
+            found.append(Aggregate(model, "worst", (worst,), shares[worst]))
+    return found
 
 
 def classes_seen(cells: Mapping[Key, Sequence[Record]]) -> list[int]:

@@ -3,12 +3,22 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gat.report.names import attack_name, class_name, column_name, model_name
-from gat.report.statistics import Column, Proportion, Summary, columns, headline_columns, models
+from gat.report.statistics import (
+    Aggregate,
+    Column,
+    Estimate,
+    Key,
+    Proportion,
+    Summary,
+    columns,
+    headline_columns,
+    models,
+)
 
 RESULT_FIELDS = (
     "task", "model", "attack", "protocol", "source", "metric", "value", "low", "high", "n", "seeds",
@@ -41,7 +51,7 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
-def interval(share: Proportion) -> str:
+def interval(share: Proportion | Estimate) -> str:
     """'75.7–80.8%'."""
     return f"{100 * share.low:.1f}–{100 * share.high:.1f}%"
 
@@ -51,30 +61,94 @@ def in_brackets(protocol: str) -> str:
     return f" [{protocol}]" if protocol else ""
 
 
-def _with_interval(share: Proportion | None) -> str:
+def _with_interval(share: Proportion | Estimate | None) -> str:
     return f"{percent(share.value)} ({interval(share)}; n = {share.n})" if share else "–"
 
 
-def headline_table(summaries: Sequence[Summary]) -> Table:
-    """Models by clean and attacks, as Tables 1 and 2 of Poursaeed et al.
+SEEN = "†"
+"""Marks an attack that the model was trained on."""
+
+
+def headline_table(
+    summaries: Sequence[Summary],
+    aggregates: Sequence[Aggregate] = (),
+    suite: Collection[str] = (),
+    seen: Callable[[str, Column], bool] = lambda model, column: False,
+    compact: bool = False,
+) -> Table:
+    """Models by clean and attacks, as Tables 1 and 2 of Poursaeed et al., with means and unions to the right.
 
     Each column has its protocol, each cell its interval and n.
+
+    Args:
+        aggregates: see `statistics.aggregate`.
+        suite: names of attacks that belong into it.
+        seen: whether a model was trained on the attack of a column.
+        compact: values alone, as in print.
     """
     cells = {summary.key: summary for summary in summaries}
-    shown = headline_columns(columns(cells))
+    shown = headline_columns(columns(cells), suite)
+    joint = list(dict.fromkeys(a.name for a in aggregates))
+    found = {(a.model, a.name): a.share for a in aggregates}
+    marked = False
+
+    def cell(share: Proportion | Estimate | None, mark: bool = False) -> str:
+        nonlocal marked
+        marked |= mark
+        text = (f"{100 * share.value:.1f}" if share else "–") if compact else _with_interval(share)
+        return f"{text} {SEEN}" if mark else text
+
     rows = []
     for model in models(cells):
-        found = [next((s for key, s in cells.items() if key == (model, column)), None) for column in shown]
-        rows.append((model_name(model), *(_with_interval(s.accuracy if s else None) for s in found)))
+        row = [model_name(model)]
+        for column in shown:
+            summary = cells.get(Key(model, column))
+            row.append(cell(summary.accuracy if summary else None, bool(summary) and seen(model, column)))
+        rows.append((*row, *(cell(found.get((model, name))) for name in joint)))
+    caption = "Accuracy in per cent." if compact else "Accuracy, with 95% Wilson intervals."
+    caption += " Numbers compare only under the same protocol."
+    if marked:
+        caption += f" {SEEN}: the model was trained on this attack."
+    if joint:
+        caption += " The mean is over the attacks that the model was not trained on, with a bootstrap interval over examples."
     return Table(
-        caption="Accuracy, with 95% Wilson intervals. Numbers compare only under the same protocol.",
-        header=("Model", *(f"{column_name(c, shown)}{in_brackets(c.protocol)}" for c in shown)),
+        caption=caption,
+        header=(
+            "Model",
+            *(f"{column_name(c, shown)}{in_brackets(c.protocol)}" for c in shown),
+            *map(attack_name, joint),
+        ),
         rows=tuple(rows),
     )
 
 
-def full_table(summaries: Sequence[Summary]) -> Table:
-    """One row per model and attack, with everything measured."""
+def aggregate_table(aggregates: Sequence[Aggregate], among: Sequence[Column]) -> Table:
+    """Every mean and union with the very attacks it is over."""
+    return Table(
+        caption="Means, unions and worst attacks, each with the very attacks it is over. Mean over unseen attacks: unweighted, over "
+        "the attacks the model was not trained on, 95% bootstrap interval over examples. All at once: share of real images on which the "
+        "model is right under every one of the attacks, Wilson interval.",
+        header=("Model", "What", "Accuracy", "Over"),
+        rows=tuple(
+            (
+                model_name(a.model),
+                attack_name(a.name),
+                _with_interval(a.share),
+                ", ".join(f"{column_name(c, among)}{in_brackets(c.protocol)}" for c in a.columns),
+            )
+            for a in aggregates
+        ),
+    )
+
+
+def full_table(
+    summaries: Sequence[Summary], bounded: Callable[[Column], bool] = lambda column: False
+) -> Table:
+    """One row per model and attack, with everything measured.
+
+    Args:
+        bounded: whether an attack stays within a norm of the pixels, so that nobody asks whether its pictures are valid.
+    """
     cells = {summary.key: summary for summary in summaries}
     rows = []
     for column in columns(cells):
@@ -93,13 +167,18 @@ def full_table(summaries: Sequence[Summary]) -> Table:
                     str(summary.accuracy.n),
                     f"{summary.mean_iterations:.1f}" if summary.mean_iterations is not None else "–",
                     _with_interval(summary.oracle_agreement) if attacked else "–",
+                    percent(summary.accuracy_valid.value)
+                    if attacked and summary.accuracy_valid and not bounded(column)
+                    else "–",
                     column.source,
                     column.protocol,
                 )
             )
     return Table(
         caption="Before: accuracy on the starting images. Steps: gradient steps to success, mean over successes. Oracle: "
-        "successful pictures on which the independent oracle still reads the label, of those it read right before the attack.",
+        "successful pictures on which the independent oracle still reads the label, of those it read right before the attack. Valid "
+        "only: accuracy that counts as broken only examples with such a picture, for attacks without a bound in pixels; a picture "
+        "that lost its label may hide another that would not have.",
         header=(
             "Attack",
             "Model",
@@ -109,6 +188,7 @@ def full_table(summaries: Sequence[Summary]) -> Table:
             "n",
             "Steps",
             "Oracle agrees",
+            "Valid only",
             "Images",
             "Protocol",
         ),
@@ -142,10 +222,13 @@ def class_table(
     )
 
 
-def result_rows(summaries: Sequence[Summary], task: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def result_rows(
+    summaries: Sequence[Summary], task: str, seeds: Sequence[int], aggregates: Sequence[Aggregate] = ()
+) -> list[dict[str, Any]]:
     """The rows of `results/<name>/table.json`: one per model, attack and metric, values as fractions.
 
-    Attack 'none' is called 'clean'. `low` and `high` are None where no interval is defined (mean iterations).
+    Attack 'none' is called 'clean'. `low` and `high` are None where no interval is defined (mean iterations). Aggregates are attacks
+    of their own ('mean_unseen', 'union', 'worst'), whose protocol names the very attacks.
     """
     rows = []
 
@@ -163,10 +246,18 @@ def result_rows(summaries: Sequence[Summary], task: str, seeds: Sequence[int]) -
             shares["accuracy_before"] = summary.accuracy_before
             if summary.oracle_agreement:
                 shares["oracle_agreement"] = summary.oracle_agreement
+            if summary.accuracy_valid:
+                shares["accuracy_valid"] = summary.accuracy_valid
         for metric, share in shares.items():
             add(summary, metric, share.value, share.low, share.high, share.n)
         if summary.mean_iterations is not None:
             add(summary, "mean_iterations", summary.mean_iterations, None, None, summary.successes)
+    for a in aggregates:
+        over = " + ".join(f"{column.attack}{in_brackets(column.protocol)}" for column in a.columns)
+        source = " + ".join(dict.fromkeys(column.source for column in a.columns))
+        measured = (a.share.value, a.share.low, a.share.high, a.share.n)
+        cell = (task, a.model, a.name, over, source, "accuracy", *measured, list(seeds))
+        rows.append(dict(zip(RESULT_FIELDS, cell, strict=True)))
     return rows
 
 

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from gat.attacks.frozen import frozen
 from gat.config import Config
+from gat.images import check_images
 from gat.progress import progress
 from gat.protocols import Examples, Task
+from gat.training.batch_norm import join_batch_norms, routed, split_batch_norms
 from gat.training.batches import EndlessBatches
-from gat.training.methods import Lesson, Method, Tools
+from gat.training.method import Lesson, Method, Tools
 
 
 class TrainSettings(Config):
@@ -78,7 +81,7 @@ def train(
     seed: int = 0,
     stage: str = "train",
 ) -> nn.Module:
-    """Teach `model` in place and return it (or its running average, with `ema_decay`).
+    """Teach `model` in place and return it (or its running average, with `ema_decay`). Its architecture stays what it is.
 
     Writes `folder/state.pt` to resume from and appends to `folder/metrics.jsonl`. Called again with the same arguments it
     goes on where it stopped and ends bit-equal to a run that was never stopped.
@@ -90,10 +93,13 @@ def train(
 
     Raises:
         DivergedError: when the loss is NaN or infinite.
-        ValueError: when `state.pt` belongs to another run.
+        ValueError: when `state.pt` belongs to another run, the first batch or the model's answers to it do not fit the task, or the
+            method wants separate batch norms of a model without any.
     """
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     folder.mkdir(parents=True, exist_ok=True)
+    if method.kept_branch is not None:
+        split_batch_norms(model)
     # Channels last is the faster layout for convolutions, on CPUs by a factor.
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings)
@@ -103,7 +109,7 @@ def train(
         else None
     )
     run = _State(folder, accelerator, model, optimizer, average, settings)
-    step = run.load()
+    step = first_step = run.load()
     # Only the wrapper is handed to Accelerate, which patches its forward and may put DDP around it. `model` itself stays
     # plain: attacks use it without collectives, without autocast surprises, and as many passes as each process needs.
     learner, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
@@ -117,15 +123,17 @@ def train(
             torch.manual_seed((seed * 1_000_003 + key) % 2**63)  # for dropout and the like
             batch = next(loader)
             images, labels = batch["images"].to(device), batch["labels"].to(device)
+            if step == first_step:
+                _check_batch(tools.task, model, images, labels)
 
             # 1. Make this step's images: clean ones, and what fools the model as it is now.
             lesson = method.lesson(tools, model, images, labels, key)
 
-            # 2. Learn from them.
+            # 2. Learn from them, each at its own loss.
             model.train()
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr_at(step)
-            losses = _backward(accelerator, learner, tools.task, lesson, settings.accumulate)
+            losses = _backward(accelerator, learner, model, tools.task, lesson, settings.accumulate)
             if settings.clip_norm:
                 accelerator.clip_grad_norm_(learner.parameters(), settings.clip_norm)
             optimizer.step()
@@ -142,7 +150,20 @@ def train(
                 _check_finite(model, stage, step)
                 run.save(step)
             advance(1)
+    for finished in (model, average):
+        if finished is not None and method.kept_branch is not None:
+            join_batch_norms(finished, method.kept_branch)
     return model if average is None else average.module
+
+
+def _check_batch(task: Task, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Names at once what would go wrong later, or worse, would not: the task's own checks, where it has any."""
+    check_images(images)
+    if hasattr(task, "check_labels"):
+        task.check_labels(labels, len(images))
+    if hasattr(task, "check_outputs"):
+        with frozen(model), torch.no_grad():
+            task.check_outputs(model(images[:8]))
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -157,19 +178,24 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
 
 
 def _backward(
-    accelerator: Accelerator, learner: nn.Module, task: Task, lesson: Lesson, accumulate: int
+    accelerator: Accelerator,
+    learner: nn.Module,
+    model: nn.Module,
+    task: Task,
+    lesson: Lesson,
+    accumulate: int,
 ) -> Tensor:
     """One forward and backward pass (or `accumulate` smaller ones). Returns the loss of every image."""
-    losses = []
-    parts = torch.arange(len(lesson.images), device=lesson.images.device).split(
-        -(-len(lesson.images) // accumulate)
-    )
+    losses = torch.zeros(len(lesson.images), device=lesson.images.device)
+    parts = lesson.micro_batches(accumulate)
     for i, rows in enumerate(parts):
-        with accelerator.no_sync(learner) if i < len(parts) - 1 else accelerator.accumulate(learner):
-            loss = task.loss(learner(lesson.images[rows]), lesson.labels[rows])
-            accelerator.backward(loss.sum() / len(lesson.images))
-        losses.append(loss.detach())
-    return torch.cat(losses)
+        part = lesson.take(rows)
+        waits = accelerator.no_sync(learner) if i < len(parts) - 1 else accelerator.accumulate(learner)
+        with waits, routed(model, part.num_clean):
+            loss = part.loss(task, learner(part.images))
+            accelerator.backward(loss.sum() / lesson.total_weight)
+        losses[rows] = loss.detach()
+    return losses
 
 
 def _check_finite(model: nn.Module, stage: str, step: int) -> None:
@@ -195,8 +221,9 @@ class _Log:
             path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, losses: Tensor, lesson: Lesson) -> None:
+        self.sums.setdefault("loss", []).append(losses.sum() / lesson.total_weight)
         clean, adversarial = losses[: lesson.num_clean], losses[lesson.num_clean :]
-        for name, part in (("loss", losses), ("loss_clean", clean), ("loss_adversarial", adversarial)):
+        for name, part in (("loss_clean", clean), ("loss_adversarial", adversarial)):
             if len(part):
                 self.sums.setdefault(name, []).append(part.mean())
         for name, value in lesson.facts.items():

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 
 from pydantic import BaseModel, Field
 
+from gat.outputs import check_classifier_outputs
+from tasks.models.efficientnet_lite import EfficientNetLite0Config
 from tasks.models.normalized import Normalized
-from tasks.models.outputs import check_classifier_outputs
 from tasks.models.settings import ModelSettings
 from tasks.models.small_convnet import SmallConvNetConfig
 from tasks.models.small_resnet import SmallResNetConfig
@@ -13,6 +14,7 @@ from tasks.models.timm import TimmConfig
 from tasks.models.torchvision import TorchvisionConfig
 
 MODELS: dict[str, type[BaseModel]] = {
+    "efficientnet_lite0": EfficientNetLite0Config,
     "small_convnet": SmallConvNetConfig,
     "small_resnet": SmallResNetConfig,
     "timm": TimmConfig,

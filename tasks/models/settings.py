@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, PositiveFloat
 from torch import nn
 
+from gat.outputs import check_classifier_outputs
 from tasks.models.errors import one_line
 from tasks.models.normalized import Normalized
-from tasks.models.outputs import check_classifier_outputs
 from tasks.models.weights import load_weights
 
 Mean = tuple[float, float, float]

@@ -56,7 +56,7 @@ def test_one_step_is_equation_1_with_its_own_size_for_every_site(space, latents,
     images = space.freeze(latents, list(latents))(leaves, torch.arange(N))
     loss = TASK.loss(model(images), labels)
     gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    outcome = attack(TASK, model, space, latents, labels)
+    outcome = attack.run(TASK, model, space, latents, labels)
     up = outcome.loss > loss.detach()
     assert up.float().mean() > 0.9  # where the step went downhill, the start is the best iterate
     for name, site in space.sites.items():
@@ -70,7 +70,7 @@ def test_absolute_steps_are_taken_as_they_are(space, latents, model, labels):
     attack = LatentAttack(
         max_steps=1, step_size=PAPER_STEP_SIZE, unit="absolute", goal="least_likely", stop_when_fooled=False
     )
-    outcome = attack(TASK, model, space, latents, labels)
+    outcome = attack.run(TASK, model, space, latents, labels)
     moved = outcome.latents["style/8/conv0"] - latents["style/8/conv0"]
     taken = moved.abs().amax(1) > 0
     assert taken.any()
@@ -82,7 +82,7 @@ def test_absolute_steps_are_taken_as_they_are(space, latents, model, labels):
 def test_all_iterates_move_by_whole_steps(space, latents, model, labels):
     step = 0.1
     attack = LatentAttack(max_steps=4, step_size={"*": step}, unit="absolute", stop_when_fooled=False)
-    outcome = attack(TASK, model, space, latents, labels)
+    outcome = attack.run(TASK, model, space, latents, labels)
     for name, value in outcome.latents.items():
         steps = ((value - latents[name]) / step).abs()
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
@@ -93,7 +93,7 @@ def test_all_iterates_move_by_whole_steps(space, latents, model, labels):
     ("move", "kinds"), [("noise", {"noise"}), ("style", {"style"}), ("both", {"style", "noise"})]
 )
 def test_only_the_chosen_kind_of_latent_moves(space, latents, model, labels, move, kinds):
-    outcome = LatentAttack(move=move)(TASK, model, space, latents, labels)
+    outcome = LatentAttack(move=move).run(TASK, model, space, latents, labels)
     assert {name.split("/")[0] for name in outcome.latents} == kinds
     assert {name.split("_")[1] for name in outcome.distances} == kinds | {"pixels"}
     assert outcome.success.any()
@@ -138,7 +138,7 @@ def test_later_globs_refine_earlier_ones(space):
 
 def test_a_targeted_attack_hits_its_target(space, latents, model, labels):
     targets = (labels + 1) % 3
-    outcome = LatentAttack(goal="targeted", max_steps=60)(
+    outcome = LatentAttack(goal="targeted", max_steps=60).run(
         TASK, model, space, latents, labels, targets=targets
     )
     assert outcome.success.float().mean() > 0.5
@@ -153,23 +153,23 @@ def test_another_wrong_answer_is_no_hit(space, latents, model, labels):
     """Of those that end on the third class none counts, whatever the attack did on its way."""
     targets = (labels + 1) % 3
     attack = LatentAttack(goal="targeted", max_steps=3, step_size={"*": 0.02})
-    outcome = attack(TASK, model, space, latents, labels, targets=targets)
+    outcome = attack.run(TASK, model, space, latents, labels, targets=targets)
     assert not (outcome.success & (outcome.predictions != targets)).any()
 
 
 def test_targets_that_are_missing_or_the_label_are_refused(space, latents, model, labels):
     attack = LatentAttack(goal="targeted")
     with pytest.raises(ValueError, match="needs targets"):
-        attack(TASK, model, space, latents, labels)
+        attack.run(TASK, model, space, latents, labels)
     targets = (labels + 1) % 3
     targets[:2] = labels[:2]
     with pytest.raises(ValueError, match="2 targets equal the label"):
-        attack(TASK, model, space, latents, labels, targets=targets)
+        attack.run(TASK, model, space, latents, labels, targets=targets)
 
 
 def test_the_least_likely_class_is_aimed_at_and_never_is_the_label(space, latents, model):
     some = torch.arange(N) % 3  # right and wrong ones
-    outcome = LatentAttack(goal="least_likely")(TASK, model, space, latents, some)
+    outcome = LatentAttack(goal="least_likely").run(TASK, model, space, latents, some)
     assert outcome.targets is not None
     assert (outcome.targets != some).all()
     logits = model(outcome.start_images)
@@ -184,7 +184,7 @@ def test_the_least_likely_class_is_aimed_at_and_never_is_the_label(space, latent
 def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, norm):
     eps = {"style/*": 0.5, "noise/*": 0.8, "noise/16/*": 0.1}
     attack = LatentAttack(norm=norm, eps=eps, step_size={"*": 0.4}, max_steps=6, stop_when_fooled=False)
-    outcome = attack(TASK, model, space, latents, labels)
+    outcome = attack.run(TASK, model, space, latents, labels)
     for name, value in outcome.latents.items():
         kind, resolution, _ = name.split("/")
         budget = (
@@ -198,7 +198,7 @@ def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, nor
 
 def test_success_is_what_a_fresh_forward_pass_says(space, latents, model, labels):
     some = (labels + (torch.arange(N) % 4 == 0)) % 3  # wrong on every fourth
-    outcome = LatentAttack(max_steps=3, step_size={"*": 0.02})(
+    outcome = LatentAttack(max_steps=3, step_size={"*": 0.02}).run(
         TASK, model, space, latents, some, compute=Compute(width=7)
     )
     before = model(render(space, latents)).argmax(1)
@@ -212,7 +212,7 @@ def test_success_is_what_a_fresh_forward_pass_says(space, latents, model, labels
 
 
 def test_an_example_stops_with_its_first_wrong_answer(space, latents, model, labels):
-    outcome = LatentAttack()(TASK, model, space, latents, labels, record=True)
+    outcome = LatentAttack().run(TASK, model, space, latents, labels, record=True)
     assert outcome.trajectory is not None
     assert len(outcome.trajectory) == 11
     wrong = torch.stack([model(frame).argmax(1) != labels for frame in outcome.trajectory])
@@ -225,7 +225,7 @@ def test_an_example_stops_with_its_first_wrong_answer(space, latents, model, lab
 def test_the_width_of_the_batch_changes_no_verdict(space, latents, model, labels):
     attack = LatentAttack(max_steps=4)
     outcomes = [
-        attack(TASK, model, space, latents, labels, compute=Compute(width=width))
+        attack.run(TASK, model, space, latents, labels, compute=Compute(width=width))
         for width in (1, 3, N, 5 * N)
     ]
     for other in outcomes[1:]:
@@ -239,7 +239,7 @@ def test_at_equal_width_the_neighbours_do_not_matter_to_the_last_bit(space, late
     chosen = torch.tensor([4, 9, 2, 17, 11, 20])
 
     def run(rows: Tensor) -> Outcome:
-        return attack(
+        return attack.run(
             TASK,
             model,
             space,
@@ -268,8 +268,8 @@ def test_bfloat16_agrees_with_float32_within_a_point():
         TASK.loss(model(images), labels).mean().backward()
         optimizer.step()
     attack = LatentAttack(max_steps=2, step_size={"style/*": 0.05, "noise/*": 0.2})
-    full = attack(TASK, model, exact, latents, labels)
-    half = attack(TASK, model, rough, latents, labels, compute=Compute(autocast=torch.bfloat16))
+    full = attack.run(TASK, model, exact, latents, labels)
+    half = attack.run(TASK, model, rough, latents, labels, compute=Compute(autocast=torch.bfloat16))
     # Judged once more with the generator in float32.
     verified = (model(final_images(exact, latents, half)).argmax(1) != labels) & half.attacked
     rates = [float(s.float().mean()) for s in (full.success, half.success, verified)]
@@ -281,7 +281,7 @@ def test_the_model_and_the_random_state_are_left_as_found(space, latents, labels
     model = balanced(conv_classifier(), render(space, latents)).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     rng = torch.get_rng_state()
-    LatentAttack()(TASK, model, space, latents, labels)
+    LatentAttack().run(TASK, model, space, latents, labels)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(part.training for part in model.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gat.attacks import PGD, ascent, steps
-from gat.attacks.ascent import _Slots
+from gat.attacks.ascent import Slots
 from gat.attacks.steps import Steps
 from tests.laws import LAWS
 
@@ -30,9 +30,17 @@ def no_clipping(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def l1_ball_left_before_the_range(patch: pytest.MonkeyPatch) -> None:
+    """What is cut by the range is not spent elsewhere."""
+    honest = steps._project_l1
+    patch.setattr(
+        steps, "_project_l1", lambda x, center, eps, bounds: honest(x, center, eps, None).clamp(*bounds)
+    )
+
+
 def last_for_best(patch: pytest.MonkeyPatch) -> None:
-    honest = _Slots.keep
-    patch.setattr(_Slots, "keep", lambda self, loss, fooled, always: honest(self, loss, fooled, always=True))
+    honest = Slots.keep
+    patch.setattr(Slots, "keep", lambda self, loss, fooled, keep: honest(self, loss, fooled, "last"))
 
 
 def half_the_step(patch: pytest.MonkeyPatch) -> None:
@@ -62,13 +70,13 @@ def loss_reduced_over_the_batch(patch: pytest.MonkeyPatch) -> None:
 
 def rows_mixed_up(patch: pytest.MonkeyPatch) -> None:
     """The results of the slots go to the wrong examples."""
-    honest = _Slots.write
+    honest = Slots.write
 
     def mutant(self, slots, result):
         self.rows = self.rows.flip(0)
         honest(self, slots, result)
 
-    patch.setattr(_Slots, "write", mutant)
+    patch.setattr(Slots, "write", mutant)
 
 
 def noise_by_position(patch: pytest.MonkeyPatch) -> None:
@@ -77,15 +85,16 @@ def noise_by_position(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS = {
-    wrong_sign: {"optimum linf", "optimum l2", "planted weakness", "best iterate"},
-    does_nothing: {"optimum linf", "optimum l2", "planted weakness", "best iterate"},
-    no_projection: {"ball linf", "ball l2", "optimum linf", "optimum l2"},
-    no_clipping: {"range linf", "range l2"},
+    wrong_sign: {"optimum linf", "optimum l2", "optimum l1", "planted weakness", "best iterate"},
+    does_nothing: {"optimum linf", "optimum l2", "optimum l1", "planted weakness", "best iterate"},
+    no_projection: {"ball linf", "ball l2", "ball l1", "optimum linf", "optimum l2", "optimum l1"},
+    no_clipping: {"range linf", "range l2", "range l1"},
+    l1_ball_left_before_the_range: {"box l1"},
     last_for_best: {"best iterate"},
     half_the_step: {"optimum linf"},
     one_norm_for_the_whole_batch: {"optimum l2", "independence l2"},
     loss_reduced_over_the_batch: {"optimum linf", "optimum l2"},
-    rows_mixed_up: {"optimum linf", "optimum l2", "independence linf", "independence l2"},
+    rows_mixed_up: {"optimum linf", "optimum l2", "independence linf", "independence l2", "independence l1"},
     noise_by_position: {"independence l2"},
 }
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gat.attacks import FGSM, PGD
+from gat.attacks import BIM, FGSM, PGD
 from gat.attacks.run import Compute
-from gat.spaces.pixels import PixelSpace
+from gat.attacks.steps import NORMS
 from tasks.classification import ClassificationTask
 from tests.laws import LAWS, SHAPE, TWO, linear_case, margin_gain
 from tests.toys import CLASSES, conv_classifier
@@ -35,20 +35,19 @@ def test_at_the_border_of_the_range_the_optimum_is_that_of_the_clipped_box():
     labels = model(images).argmax(1)
     weights = model[1].weight.detach()
     uphill = weights[1 - labels] - weights[labels]
-    outcome = PGD(eps=0.2, steps=10, stop_when_fooled=False).attack_images(TWO, model, images, labels)
+    outcome = PGD(eps=0.2, steps=10, stop_when_fooled=False).run(TWO, model, images, labels)
     room_up, room_down = (1 - images).flatten(1).clamp(max=0.2), images.flatten(1).clamp(max=0.2)
     best = torch.where(uphill > 0, uphill * room_up, -uphill * room_down).sum(1)
     torch.testing.assert_close(margin_gain(outcome, uphill), best.double(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attack", [PGD(eps=0), PGD(eps=0, norm="l2"), FGSM(eps=0), PGD(eps=0, steps=0)])
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(eps=0), PGD(eps=0, norm="l2"), PGD(eps=0, norm="l1"), FGSM(eps=0), BIM(eps=0), PGD(eps=0, steps=0)],
+)
 def test_without_a_budget_nothing_moves_and_accuracy_is_clean(attack, classifier, images):
     labels = torch.arange(9) % 3
-    outcome = (
-        attack.attack_images(THREE, classifier, images, labels)
-        if isinstance(attack, PGD)
-        else run_fgsm(attack, classifier, images, labels)
-    )
+    outcome = attack.run(THREE, classifier, images, labels)
     right = classifier(images).argmax(1) == labels
     assert 0 < right.sum() < 9  # or the test would show nothing
     assert torch.equal(outcome.images, images)
@@ -57,17 +56,12 @@ def test_without_a_budget_nothing_moves_and_accuracy_is_clean(attack, classifier
     assert torch.equal(outcome.attacked, right)
 
 
-def run_fgsm(attack: FGSM, model: nn.Module, images: Tensor, labels: Tensor):
-    return attack(THREE, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_are_never_weaker_on_any_example(classifier, images, norm):
     labels = classifier(images).argmax(1)
-    eps = 0.01 if norm == "linf" else 0.1
+    eps = {"linf": 0.01, "l2": 0.1, "l1": 0.5}[norm]
     outcomes = [
-        PGD(eps=eps, norm=norm, steps=1, restarts=k).attack_images(THREE, classifier, images, labels)
-        for k in (1, 2, 5)
+        PGD(eps=eps, norm=norm, steps=1, restarts=k).run(THREE, classifier, images, labels) for k in (1, 2, 5)
     ]
     for fewer, more in zip(outcomes, outcomes[1:], strict=False):
         assert (more.success >= fewer.success).all()
@@ -85,6 +79,12 @@ def test_a_random_start_lies_in_the_ball_and_fills_it():
     assert radius.max() <= 0.1 + 1e-6
     # Uniform in a ball of 48 dimensions: the share within radius r eps is r^48.
     assert (radius <= 0.1 * 0.5 ** (1 / 48)).float().mean() == pytest.approx(0.5, abs=0.08)
+    l1 = PGD(eps=0.1, norm="l1")._noise(images, ids, 0).flatten(1)
+    assert l1.abs().sum(1).max() <= 0.1 + 1e-6
+    assert (l1.abs().sum(1) <= 0.1 * 0.5 ** (1 / 48)).float().mean() == pytest.approx(0.5, abs=0.08)
+    # An entry of a point of the l1 ball of d dimensions has mean size eps / (d + 1) and either sign.
+    assert l1.abs().mean() == pytest.approx(0.1 / 49, rel=0.02)
+    assert (l1 > 0).float().mean() == pytest.approx(0.5, abs=0.02)
     assert not torch.equal(linf, PGD(eps=0.1)._noise(images, ids, 1))
     assert not torch.equal(linf, PGD(eps=0.1, seed=1)._noise(images, ids, 0))
 
@@ -93,7 +93,7 @@ def test_fgsm_is_one_step_along_the_sign_of_the_gradient(classifier, images):
     labels = classifier(images).argmax(1)
     leaf = images.clone().requires_grad_()
     gradient = torch.autograd.grad(THREE.loss(classifier(leaf), labels).sum(), leaf)[0]
-    outcome = run_fgsm(FGSM(eps=0.03), classifier, images, labels)
+    outcome = FGSM(eps=0.03).run(THREE, classifier, images, labels)
     assert (outcome.loss > THREE.loss(classifier(images), labels)).all()
     torch.testing.assert_close(
         outcome.images, (images + 0.03 * gradient.sign()).clamp(0, 1), rtol=0, atol=1e-7
@@ -107,7 +107,7 @@ def test_every_iterate_is_that_of_torchattacks(classifier, images, norm):
     labels = classifier(images).argmax(1)
     eps, step = (0.03, 0.01) if norm == "linf" else (0.5, 0.2)
     ours = PGD(eps=eps, norm=norm, steps=6, step_size=step, random_start=False, stop_when_fooled=False)
-    path = ours(THREE, classifier, PixelSpace((3, 8, 8)), {"pixels": images}, labels, record=True).trajectory
+    path = ours.run(THREE, classifier, images, labels, record=True).trajectory
     assert path is not None
     peer = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     for steps in (1, 3, 6):
@@ -121,8 +121,47 @@ def test_fgsm_agrees_with_torchattacks(classifier, images):
     labels = classifier(images).argmax(1)
     theirs = torchattacks.FGSM(classifier, eps=0.03)(images, labels).detach()
     torch.testing.assert_close(
-        run_fgsm(FGSM(eps=0.03), classifier, images, labels).images, theirs, rtol=0, atol=1e-6
+        FGSM(eps=0.03).run(THREE, classifier, images, labels).images, theirs, rtol=0, atol=1e-6
     )
+
+
+def test_bim_agrees_with_torchattacks(classifier, images):
+    import torchattacks
+
+    labels = classifier(images).argmax(1)
+    attack = BIM(eps=0.03, steps=5, stop_when_fooled=False)
+    path = attack.run(THREE, classifier, images, labels, record=True).trajectory
+    assert path is not None
+    theirs = torchattacks.BIM(classifier, eps=0.03, alpha=0.006, steps=5)(images, labels).detach()
+    torch.testing.assert_close(path[5], theirs, rtol=0, atol=1e-6)
+
+
+def test_pgd_from_a_random_start_is_that_of_torchattacks_from_the_same(classifier, images, monkeypatch):
+    import torchattacks
+
+    labels, ids = classifier(images).argmax(1), torch.arange(9)
+    attack = PGD(eps=0.03, steps=4, step_size=0.01, stop_when_fooled=False)
+    path = attack.run(THREE, classifier, images, labels, record=True, ids=ids).trajectory
+    assert path is not None
+    noise = attack._noise(images, ids, 0)
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(noise))
+    theirs = torchattacks.PGD(classifier, eps=0.03, alpha=0.01, steps=4, random_start=True)(images, labels)
+    torch.testing.assert_close(path[4], theirs.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_steps_are_never_weaker_on_any_example(classifier, images, norm):
+    labels = classifier(images).argmax(1)
+    eps = {"linf": 0.01, "l2": 0.1, "l1": 0.5}[norm]
+    losses = [
+        PGD(eps=eps, norm=norm, steps=steps, step_size=eps / 3, stop_when_fooled=False)
+        .run(THREE, classifier, images, labels)
+        .loss
+        for steps in (0, 1, 3, 9)
+    ]
+    for fewer, more in zip(losses, losses[1:], strict=False):
+        assert (more >= fewer - 1e-6).all()
+    assert (losses[-1] > losses[0]).all()
 
 
 def snapshot(model: nn.Module) -> tuple:
@@ -152,11 +191,7 @@ def test_the_model_and_the_random_state_are_left_exactly_as_found(attack, images
     model[6].bias.grad = torch.ones(3)
     before = snapshot(model)
     labels = torch.arange(9) % 3
-    run = (
-        run_fgsm(attack, model, images, labels)
-        if isinstance(attack, FGSM)
-        else attack.attack_images(THREE, model, images, labels)
-    )
+    run = attack.run(THREE, model, images, labels)
     assert run.attacked.any()
     assert_untouched(before, snapshot(model))
 
@@ -165,19 +200,19 @@ def test_a_model_that_fails_in_the_middle_is_left_as_found_too(images):
     model = conv_classifier().train()
     before = snapshot(model)
     with pytest.raises(RuntimeError):
-        PGD().attack_images(THREE, model, images[:, :1], torch.zeros(9, dtype=torch.long))
+        PGD().run(THREE, model, images[:, :1], torch.zeros(9, dtype=torch.long))
     assert_untouched(before, snapshot(model))
 
 
 @pytest.mark.parametrize("bad", [lambda x: x * 255, lambda x: x * 2 - 1, lambda x: x * float("nan")])
 def test_what_is_no_image_is_refused(classifier, images, bad):
     with pytest.raises(ValueError, match=r"\[0, 1\]|finite"):
-        PGD().attack_images(THREE, classifier, bad(images), torch.zeros(9, dtype=torch.long))
+        PGD()(classifier, bad(images), torch.zeros(9, dtype=torch.long))
 
 
 def test_wrong_examples_are_left_alone(classifier, images):
     labels = (classifier(images).argmax(1) + 1) % 3
-    outcome = PGD().attack_images(THREE, classifier, images, labels)
+    outcome = PGD().run(THREE, classifier, images, labels)
     assert not outcome.attacked.any()
     assert not outcome.success.any()
     assert torch.equal(outcome.images, images)
@@ -186,7 +221,7 @@ def test_wrong_examples_are_left_alone(classifier, images):
 
 def test_success_is_what_a_fresh_forward_pass_says(classifier, images):
     labels = classifier(images).argmax(1)
-    outcome = PGD(eps=0.02, steps=3).attack_images(THREE, classifier, images, labels, Compute(width=4))
+    outcome = PGD(eps=0.02, steps=3).run(THREE, classifier, images, labels, compute=Compute(width=4))
     assert 0 < outcome.success.sum() < 9
     assert torch.equal(outcome.success, classifier(outcome.images).argmax(1) != labels)
     torch.testing.assert_close(
@@ -199,7 +234,7 @@ def test_settings_that_make_no_sense_are_refused():
         {"eps": -1},
         {"steps": -1},
         {"restarts": 0},
-        {"norm": "l1"},
+        {"norm": "l3"},
         {"step_size": 0},
         {"epsilon": 1},
     ):

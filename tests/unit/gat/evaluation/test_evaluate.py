@@ -1,6 +1,7 @@
 """Records: what they say is true, none is made twice, and a lost part comes back the same."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gat.attacks import FGSM, PGD, LatentAttack
-from gat.evaluation.evaluate import EvaluationSettings, evaluate, protocol_id, protocols
-from gat.evaluation.gallery import GallerySettings, make_gallery
-from gat.evaluation.records import Record, read_records, write_records
+from gat.attacks import FGSM, PGD, LatentAttack, WorstOf
+from gat.evaluation.evaluate import (
+    EvaluationSettings,
+    at_scale,
+    cells,
+    evaluate,
+    fingerprint,
+    protocol_id,
+    protocols,
+    read_pictures,
+)
+from gat.evaluation.gallery import GallerySettings, make_gallery, pictures_of
+from gat.evaluation.records import Record, budget, control, controlled, read_records, write_records
 from gat.training.methods import Tools
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
@@ -157,7 +167,7 @@ def test_the_oracle_is_asked_before_and_after(finished, tools, data):
 def test_a_second_call_repeats_nothing(finished, models, data, tools, accelerator):
     folder, records = finished
     times = {path: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
-    assert len(times) == 2 * 4
+    assert sum(path.suffix == ".jsonl" for path in times) == 2 * 4
     with Calls(models) as calls:
         again = evaluate(models, data, tools, SETTINGS, accelerator, folder)
     assert calls.count == 0
@@ -182,14 +192,13 @@ def test_other_weights_or_settings_are_measured_anew(finished, models, data, too
     only = {"original": models["original"]}
     settings = EvaluationSettings(attacks={"fgsm": FGSM(eps=0.01)}, num_real=5, width=8)
     evaluate(only, data, tools, settings, accelerator, tmp_path)
-    first = set(tmp_path.glob("records/*"))
-    assert len(first) == 2
+    assert len(set(tmp_path.glob("records/*.jsonl"))) == 2
     for change in ({"num_real": 6}, {"seed": 7}, {"attacks": {"fgsm": FGSM(eps=0.02)}}):
         evaluate(only, data, tools, settings.model_copy(update=change), accelerator, tmp_path)
-    assert len(set(tmp_path.glob("records/original--fgsm--*"))) == 4
+    assert len(set(tmp_path.glob("records/original--fgsm--*.jsonl"))) == 4
     retrained = {"original": conv_classifier(seed=77).eval()}
     evaluate(retrained, data, tools, settings, accelerator, tmp_path)
-    assert len(set(tmp_path.glob("records/original--fgsm--*"))) == 5
+    assert len(set(tmp_path.glob("records/original--fgsm--*.jsonl"))) == 5
 
 
 def test_an_attack_on_latents_without_a_generator_is_refused(models, data, accelerator, tmp_path):
@@ -272,3 +281,176 @@ def test_other_tools_are_measured_anew(models, data, tools, accelerator, tmp_pat
     second = evaluate(only, data, other, settings, accelerator, tmp_path)
     losses = [[r.loss for r in of(records, "original", "gat")] for records in (first, second)]
     assert losses[0] != losses[1]
+
+
+SMALL = SETTINGS.model_copy(
+    update={"width": 2, "attacks": {"pgd-linf": ATTACKS["pgd-linf"]}}
+)  # 5 parts of 4 images
+
+
+class SecondOfTwo(Accelerator):
+    process_index = 1
+    num_processes = 2
+    is_main_process = False
+
+
+class StopError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_killed_evaluation_repeats_at_most_the_part_it_was_in(
+    models, data, tools, accelerator, tmp_path, share
+):
+    only = {"gat": models["gat"]}
+    settings = SMALL.model_copy(update={"num_clean": 1})
+    reference = evaluate(only, data, tools, settings, accelerator, tmp_path / "whole")
+    with Calls(only) as calls:
+        evaluate(only, data, tools, settings, accelerator, tmp_path / "counted")
+
+    def stop(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StopError
+
+    left = int(share * calls.count)
+    handle = models["gat"].register_forward_hook(stop)
+    try:
+        with pytest.raises(StopError):
+            evaluate(only, data, tools, settings, accelerator, tmp_path / "killed")
+    finally:
+        handle.remove()
+    (parts,) = [path for path in (tmp_path / "killed" / "records").iterdir() if path.is_dir()]
+    finished = sorted(path.name for path in parts.glob("*.jsonl"))
+    assert "gat--pgd-linf" in parts.name
+    with Calls(only) as resumed:
+        records = evaluate(only, data, tools, settings, accelerator, tmp_path / "killed")
+    assert records == reference
+    # What is repeated is less than one part of five.
+    assert resumed.count <= (1 - share) * calls.count + calls.count / 4
+    assert bool(finished) == (share > 0.2)
+    assert not parts.exists()
+
+
+def test_the_share_of_one_process_is_taken_up_by_another_number_of_processes(
+    models, data, tools, accelerator, tmp_path
+):
+    only = {"gat": models["gat"]}
+    reference = evaluate(only, data, tools, SMALL, accelerator, tmp_path / "one")
+    with pytest.raises(FileNotFoundError):  # it does not merge: that is for the first, which is not there
+        evaluate(only, data, tools, SMALL, SecondOfTwo(cpu=True), tmp_path / "two")
+    parts = sorted(path.name for path in (tmp_path / "two" / "records").glob("gat--pgd*/*.jsonl"))
+    assert parts == ["00001.jsonl", "00003.jsonl"]
+    assert evaluate(only, data, tools, SMALL, accelerator, tmp_path / "two") == reference
+    one, two = (next((tmp_path / name / "records").glob("gat--pgd*.jsonl")) for name in ("one", "two"))
+    assert one.read_text() == two.read_text()
+
+
+def test_names_say_what_is_a_control_and_at_which_budget():
+    assert control("pgd-linf-8/255-long") == "long"
+    assert controlled("pgd-linf-8/255-long") == "pgd-linf-8/255"
+    assert [control(name) for name in ("random", "pgd-linf", "gat-random-more", "fog-random")] == [
+        None, None, None, "random",
+    ]  # fmt: skip
+    assert [budget(name) for name in ("pgd", "pgd@0.5", "a@b", "x@y@2")] == [
+        ("pgd", 1.0), ("pgd", 0.5), ("a@b", 1.0), ("x@y", 2.0),
+    ]  # fmt: skip
+
+
+def test_budgets_multiply_the_bound_and_leave_controls_alone(models, data, tools, accelerator, tmp_path):
+    attacks = {"pgd": PGD(eps=0.02, steps=2), "pgd-long": PGD(eps=0.02, steps=4), "gat": ATTACKS["gat"]}
+    settings = SETTINGS.model_copy(update={"attacks": attacks, "budgets": (0.5, 1.0, 2.0)})
+    assert list(settings.plan()) == ["pgd", "pgd-long", "gat", "pgd@0.5", "pgd@2"]
+    only = {"gat": models["gat"]}
+    records = evaluate(only, data, tools, settings, accelerator, tmp_path)
+    for name, bound in (("pgd@0.5", 0.01), ("pgd", 0.02), ("pgd@2", 0.04)):
+        farthest = max(r.distances["linf_pixels"] for r in of(records, "gat", name))
+        assert bound / 2 < farthest <= bound + 1e-6
+    worst = at_scale(WorstOf(attacks=(PGD(eps=0.1), FGSM(eps=0.2))), 0.5)
+    assert isinstance(worst, WorstOf)
+    assert [attack.bounds["linf_pixels"] for attack in worst.attacks] == [0.05, 0.1]
+    assert at_scale(LatentAttack(), 0.5) is None
+
+
+def test_single_attacks_may_have_fewer_examples_which_are_among_the_others(
+    models, data, tools, accelerator, tmp_path
+):
+    attacks = {"pgd": PGD(steps=1), "pgd-long": PGD(steps=2), "gat": ATTACKS["gat"]}
+    settings = SETTINGS.model_copy(update={"attacks": attacks, "num": {"*-long": 7, "gat": 5}})
+    records = evaluate({"gat": models["gat"]}, data, tools, settings, accelerator, tmp_path)
+    few, many = ({r.id for r in of(records, "gat", name)} for name in ("pgd-long", "pgd"))
+    assert len(few) == 7
+    assert few < many
+    assert len(of(records, "gat", "gat")) == 5
+
+
+def test_kept_pictures_are_those_the_records_are_about(finished, models, data, tools):
+    folder, records = finished
+    wanted = cells(models, data, tools, SETTINGS, folder)
+    for item in pictures_of(wanted, 3):
+        (panel,) = item.panels
+        record = next(r for r in of(records, item.model, item.group) if r.id == item.id)
+        assert (item.label, panel.prediction, panel.success) == (
+            record.label,
+            record.prediction,
+            record.success,
+        )
+        change = abs(panel.image - item.original).max()
+        assert change == pytest.approx(record.distances["linf_pixels"], abs=1 / 255)
+        if record.source == "real":
+            assert item.original == pytest.approx(data.images[item.id - 100].numpy(), abs=0.6 / 255)
+    shown = [(i.group, i.model, i.id) for i in pictures_of(wanted, 3)]
+    assert len(shown) == 3 * len(models) * len(ATTACKS)
+    assert len({tuple(i for g, m, i in shown if (g, m) == ("fgsm", model)) for model in models}) == 1
+
+
+def test_images_made_for_one_model_are_shown_to_the_other(models, data, tools, accelerator, tmp_path):
+    attacks = {"pgd": PGD(eps=0.1, steps=3), "fgsm": FGSM()}
+    settings = SETTINGS.model_copy(update={"attacks": attacks, "transfer": "pgd"})
+    records = evaluate(models, data, tools, settings, accelerator, tmp_path)
+    made = {cell.model: cell for cell in cells(models, data, tools, settings, tmp_path) if cell.name == "pgd"}
+    for mine, other in (("original", "gat"), ("gat", "original")):
+        pictures = read_pictures(made[other].pictures)
+        with torch.no_grad():
+            answers = models[mine](torch.from_numpy(pictures["images"])).argmax(1).tolist()
+        told = {r.id: r for r in of(records, mine, "pgd-transfer")}
+        assert {i: r.prediction for i, r in told.items()} == dict(
+            zip(pictures["ids"].tolist(), answers, strict=True)
+        )
+        assert all(
+            r.success == (r.clean_prediction == r.label != r.prediction) and not r.backwards
+            for r in told.values()
+        )
+        assert {r.protocol for r in told.values()} == {protocol_id(attacks["pgd"])}
+    with pytest.raises(ValueError, match="transfer: 'cw' is no attack on images; on offer: pgd, fgsm"):
+        evaluate(models, data, tools, settings.model_copy(update={"transfer": "cw"}), accelerator, tmp_path)
+
+
+def test_another_name_for_the_same_settings_costs_nothing(
+    finished, models, data, tools, accelerator, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    settings = SETTINGS.model_copy(update={"protocol": "strict"})
+    with Calls(models) as calls:
+        records = evaluate(models, data, tools, settings, accelerator, folder)
+    assert calls.count == 0
+    assert {r.protocol for r in records} == {"", *protocols(settings)}
+    assert all(r.protocol.startswith("strict-") for r in records if r.attack != "none")
+
+
+def test_what_was_asked_of_the_models_lies_beside_the_records(finished, models):
+    probes = json.loads((finished[0] / "probes.json").read_text())
+    assert probes == {
+        model: {"random_outputs": 0.0, "probabilities": 0.0, "zero_gradients": 0.0} for model in models
+    }
+
+
+def test_evaluation_leaves_models_as_found(models, data, tools, accelerator, tmp_path):
+    only = {"gat": models["gat"]}
+    before, state = fingerprint(models["gat"]), torch.get_rng_state()
+    evaluate(only, data, tools, SMALL, accelerator, tmp_path)
+    assert fingerprint(models["gat"]) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in models["gat"].parameters())

@@ -5,6 +5,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from gat.evaluation.records import read_records, write_records
@@ -12,7 +13,7 @@ from gat.report import write_report
 from gat.report.__main__ import main
 from gat.report.checks import check
 from gat.report.folder import FILES, read_run
-from gat.report.gallery import write_gallery
+from gat.report.gallery import GalleryItem, Panel, write_gallery
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7*7 }}$x$|`"
 
@@ -203,12 +204,16 @@ def test_json_is_strict_json_with_the_rows_of_a_result_table(run):
 
 def test_writing_twice_gives_the_same_files_and_leaves_nothing_else(run):
     before = {path.name for path in run.iterdir()}
-    names = ("report.html", "report.json", "report.md")
+    names = (
+        "report.html", "report.json", "report.md",
+        "tables/accuracy.md", "tables/accuracy.tex", "tables/rows.csv", "tables/table.json",
+    )  # fmt: skip
     write_report(run)
     first = [(run / name).read_bytes() for name in names]
     write_report(run)
     assert [(run / name).read_bytes() for name in names] == first
-    assert {path.name for path in run.iterdir()} == before | set(names)
+    written = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert written == before | set(names)
 
 
 def test_attacks_a_model_was_trained_on_are_marked_at_that_model_only(run):
@@ -230,8 +235,6 @@ def test_a_missing_protocol_leaves_no_empty_brackets(run):
 
 
 def test_large_pictures_are_shrunk_and_small_ones_shown_as_pixels(run, tmp_path, draw_items):
-    import numpy as np
-
     assert 'class="pixels"' in write_report(run).read_text()
     rng = np.random.default_rng(0)
     item = draw_items()[0]
@@ -256,3 +259,108 @@ def test_the_command_prints_the_path_or_says_what_is_wrong(run, tmp_path, capsys
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+SUITE = ("gat", "pgd-linf", "spatial", "recolor", "perceptual", "jpeg", "fog", "snow")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, draw_records, classes):
+    """An evaluation of ten models under eight attacks, with controls, another budget, and pictures."""
+    folder = tmp_path_factory.mktemp("evaluation") / "table2"
+    folder.mkdir()
+    records, items = [], []
+    models = ("original", *(f"at_method_{i}" for i in range(8)), "gat")
+    rng = np.random.default_rng(3)
+    for m, model in enumerate(models):
+        records += draw_records(model, "none", "", "real", 0.0, 40)
+        for a, attack in enumerate(SUITE):
+            fooled = 1.0 if model == "original" else (3 * m + 5 * a) % 10 / 10
+            source = "generated" if attack == "gat" else "real"
+            records += draw_records(model, attack, f"strict-{attack}", source, fooled, 40)
+            for example in range(2):
+                image = rng.random((3, 8, 8), dtype=np.float32)
+                panel = Panel(attack, np.clip(image + 0.1, 0, 1), 1, example == 0, 3, 0)
+                items.append(GalleryItem(model, attack, example, 0, image, 0, (panel,), 0))
+        records += draw_records(model, "pgd-linf-random", "strict-r", "real", 0.0, 40)
+        records += draw_records(model, "pgd-linf@0.5", "strict-h", "real", 0.1, 40)
+    write_records(folder / "records.jsonl", records)
+    write_gallery(folder, items, classes, seed=1)
+    (folder / "config.yaml").write_text("runs: [a, b]\n")
+    told = {
+        "runs": ["a", "b"],
+        "suite": {"name": "table2", "attacks": list(SUITE[:7])},
+        "trained_on": {"gat": ["latent"], "at_method_0": ["pixels"]},
+        "protocols": {
+            "strict-gat": {"name": "latent", "kinds": ["latent"]},
+            "strict-pgd-linf": {
+                "name": "worst_of",
+                "kinds": ["apgd", "pixels"],
+                "bounds": {"linf_pixels": 0.031},
+            },
+        },
+    }
+    (folder / "provenance.json").write_text(json.dumps(told))
+    write_report(folder)
+    return folder
+
+
+def test_many_models_become_a_heat_map_with_the_numbers_in_it(table):
+    page = Page((table / "report.html").read_text())
+    assert page.open == []
+    classes = [attributes.get("class") for attributes in page.all("table")]
+    assert classes[0] == "heat"
+    assert "headline" not in classes
+    content = json.loads((table / "report.json").read_text())
+    values = [
+        row["value"] for row in content["rows"] if row["metric"] == "accuracy" and row["attack"] in SUITE
+    ]
+    assert len(values) == 80
+    shown = page.text[: page.text.index("The best against the others")]
+    assert all(f"{100 * value:.1f}" in shown for value in values)
+    assert page.text.count("seen in training") == 2
+
+
+def test_the_mean_is_over_the_suite_less_what_was_trained_on(table):
+    content = json.loads((table / "report.json").read_text())
+    found = {(a["model"], a["name"]): [c["attack"] for c in a["over"]] for a in content["aggregates"]}
+    assert found["original", "mean_unseen"] == list(SUITE[:7])
+    assert found["gat", "mean_unseen"] == list(SUITE[1:7])
+    assert found["at_method_0", "mean_unseen"] == [a for a in SUITE[:7] if a != "pgd-linf"]
+    assert found["gat", "union"] == list(SUITE[1:7])
+    means = {a["model"]: a["value"] for a in content["aggregates"] if a["name"] == "mean_unseen"}
+    best = max(means, key=lambda model: means[model])
+    assert content["finding"].startswith("Over attacks it was not trained on,")
+    assert f"{means[best]:.1%}" in content["finding"]
+    assert len(content["mean_differences"]) == 9
+    assert {d["second"] for d in content["mean_differences"]} == {best}
+
+
+def test_any_two_models_are_compared(table):
+    content = json.loads((table / "report.json").read_text())
+    pairs = {(p["baseline"], p["model"]) for p in content["paired"] if p["attack"] == "fog"}
+    assert len(pairs) == 45
+    assert ("at_method_2", "gat") in pairs
+
+
+def test_pictures_of_each_attack_show_two_models_and_fold_the_rest(table):
+    html = (table / "report.html").read_text()
+    pictures = html[html.index('id="pictures"') : html.index('id="curves"')]
+    assert pictures.count("<h3>") == len(SUITE)
+    assert pictures.count("8 more models:") == len(SUITE)
+    assert pictures.count('class="card"') == 10 * len(SUITE) * 2
+
+
+def test_tables_and_figures_for_papers_lie_beside_the_page(table):
+    tex = (table / "tables" / "accuracy.tex").read_text()
+    assert tex.count(r"\\") == 11
+    assert "Mean over unseen attacks" in tex
+    rows = json.loads((table / "tables" / "table.json").read_text())["rows"]
+    assert {"mean_unseen", "union", "worst", "clean"} <= {row["attack"] for row in rows}
+    assert (table / "tables" / "rows.csv").read_text().count("\n") == len(rows) + 1
+    names = {path.name for path in (table / "figures").iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("heatmap", "budget-pgd-linf") for kind in ("png", "pdf")}
+
+
+def test_an_evaluation_that_trained_nothing_misses_no_training_curves(table):
+    assert not [doubt for doubt in check(read_run(table)) if "is missing" in doubt.text]

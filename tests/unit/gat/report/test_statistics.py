@@ -7,14 +7,20 @@ from gat.evaluation.records import Record
 from gat.report.statistics import (
     Column,
     Key,
+    accuracy_valid,
+    aggregate,
+    blind_steps,
     by_cell,
     clean_column,
     columns,
     compare,
+    difference_of_means,
     headline_columns,
+    judging_columns,
     main_attack,
     mcnemar,
     mean_iterations,
+    mean_over,
     models,
     oracle_agreement,
     parent,
@@ -23,6 +29,7 @@ from gat.report.statistics import (
     share,
     summarize,
     survival,
+    union,
 )
 
 
@@ -209,3 +216,131 @@ def test_the_clean_column_is_of_real_images_where_there_are_any():
 def test_the_original_model_comes_first():
     column = Column("gat", "p", "real")
     assert models([Key("gat", column), Key("original", column), Key("x", column)]) == ["original", "gat", "x"]
+
+
+def test_controls_and_other_budgets_judge_nobody():
+    attacks = ["none", "pgd", "pgd-random", "pgd@0.5", "fog-random", "gat", "gat-style"]
+    found = columns([Key("m", Column(attack, "p", "real")) for attack in attacks])
+    assert [column.attack for column in headline_columns(found)] == ["none", "pgd", "gat"]
+    assert [column.attack for column in judging_columns(found)] == ["pgd", "gat"]
+    suite = ("gat", "gat-style")
+    assert [column.attack for column in headline_columns(found, suite)] == ["none", "pgd", "gat", "gat-style"]
+    assert [column.attack for column in judging_columns(found, suite)] == ["gat", "gat-style"]
+
+
+def test_only_pictures_that_keep_their_label_count_against_validity():
+    fooled = {"prediction": 1, "oracle_clean": 0}
+    records = [
+        record(0, oracle=0, oracle_clean=0),  # held
+        record(1, oracle=0, **fooled),  # fooled by a valid picture
+        record(2, oracle=1, **fooled),  # fooled by a picture of something else
+        record(3, prediction=1, oracle=0, oracle_clean=2),  # nobody knows what the oracle reads
+        record(4, clean=1, prediction=1, oracle=0, oracle_clean=0),  # wrong before
+    ]
+    assert accuracy_valid(records) == proportion(3, 5)
+    assert accuracy_valid([record(), record(1, prediction=1)]) is None
+    found = summarize(Key("m", Column("gat", "p", "generated")), records)
+    assert found.accuracy.value == 0.2
+    assert found.accuracy_valid is not None
+    assert found.accuracy_valid.value == 0.6
+
+
+def test_blind_steps_are_counted_over_gradients():
+    records = [record(backwards=8, zero_gradients=2), record(backwards=2), record()]
+    assert blind_steps(records) == 0.2
+    assert blind_steps([record()]) is None
+
+
+def cell(verdicts: list[bool], attack: str = "a", source: str = "real", first: int = 0) -> list[Record]:
+    return [
+        record(first + i, prediction=0 if right else 1, attack=attack, source=source)
+        for i, right in enumerate(verdicts)
+    ]
+
+
+def test_the_mean_of_one_attack_has_the_standard_error_of_a_share():
+    found = mean_over([cell([True] * 120 + [False] * 280)])
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high) == (
+        pytest.approx(0.3 - half, abs=0.008),
+        pytest.approx(0.3 + half, abs=0.008),
+    )
+    assert found.n == 400
+
+
+def test_attacks_on_the_same_examples_are_resampled_together():
+    right = [True] * 100 + [False] * 100
+    same = mean_over([cell(right, "a"), cell(right, "b")])
+    opposite = mean_over([cell(right, "a"), cell(right[::-1], "b")])
+    apart = mean_over([cell(right, "a"), cell(right, "b", source="generated")])
+    assert same.value == opposite.value == apart.value == 0.5
+    assert opposite.low == pytest.approx(0.5) == opposite.high  # every example is right under exactly one
+    width = same.high - same.low
+    assert apart.high - apart.low == pytest.approx(width / math.sqrt(2), rel=0.1)
+    assert same.n == 200
+    assert apart.n == 400
+
+
+def test_seeds_of_training_on_one_image_do_not_make_two_images():
+    right = [True, False] * 50
+    once, pooled = mean_over([cell(right)]), mean_over([cell(right) + cell(right)])
+    assert (pooled.low, pooled.high, pooled.n) == (once.low, once.high, once.n)
+    assert union([cell(right) + cell(right)]) == proportion(100, 200)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_all_examples_agree_their_number_still_counts(right):
+    found = mean_over([cell([right] * 20, "a"), cell([right] * 20, "b")])
+    wilson = proportion(20 * right, 20)
+    assert (found.value, found.low, found.high) == (wilson.value, wilson.low, wilson.high)
+
+
+def test_attacks_of_different_size_weigh_the_same():
+    assert mean_over([cell([True] * 10), cell([False] * 90, "b")]).value == pytest.approx(0.5)
+
+
+def test_a_difference_on_the_same_examples_is_narrower_than_two_means():
+    first = [True] * 100 + [False] * 100
+    second = [True] * 110 + [False] * 90
+    found = difference_of_means([cell(first)], [cell(second)])
+    assert found.value == pytest.approx(0.05)
+    assert 0 < found.low < 0.05 < found.high < 0.1
+    turned = difference_of_means([cell(second)], [cell(first)])
+    assert turned.value == pytest.approx(-0.05)
+    assert difference_of_means([cell(first)], [cell(first)]).high == 0.0
+
+
+def test_a_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one attack"):
+        mean_over([])
+    with pytest.raises(ValueError, match="records of each"):
+        mean_over([cell([True]), []])
+
+
+def test_the_union_is_over_shared_examples_and_all_attacks():
+    first = cell([True, True, False, True, True])
+    second = cell([False, True, True, True], "b", first=1)  # examples 1 to 4
+    assert union([first, second]) == proportion(2, 4)
+    assert union([]) is None
+    assert union([first, cell([True], "b", first=99)]) is None
+
+
+def test_aggregates_leave_out_what_a_model_was_trained_on_and_name_the_rest():
+    a, b, c = (Column(name, "p", "real") for name in "abc")
+    g = Column("gat", "p", "generated")
+    cells = {
+        Key(model, column): cell([i < n for i in range(10)], column.attack, column.source)
+        for model in ("original", "robust")
+        for column, n in ((a, 8), (b, 4), (c, 6), (g, 2))
+    }
+    found = {(x.model, x.name): x for x in aggregate(cells, {"robust": [b]}, [a, b, c, g])}
+    assert found["original", "mean_unseen"].columns == (a, b, c, g)
+    assert found["original", "mean_unseen"].share.value == pytest.approx(0.5)
+    assert found["robust", "mean_unseen"].columns == (a, c, g)
+    assert found["robust", "mean_unseen"].share.value == pytest.approx(1.6 / 3)
+    assert found["robust", "union"].columns == (a, b, c)  # of all, on the same images
+    assert found["robust", "union"].share == proportion(4, 10)
+    assert found["robust", "worst"].columns == (g,)
+    assert found["robust", "worst"].share == proportion(2, 10)
+    assert len(found) == 6

@@ -3,10 +3,11 @@ import io
 
 import pytest
 
-from gat.report.statistics import by_cell, proportion, summarize
+from gat.report.statistics import Column, aggregate, by_cell, columns, judging_columns, proportion, summarize
 from gat.report.tables import (
     RESULT_FIELDS,
     Table,
+    aggregate_table,
     full_table,
     headline_table,
     interval,
@@ -63,7 +64,9 @@ def test_result_rows_have_the_fields_of_table_json_and_call_no_attack_clean(summ
     assert clean["seeds"] == [3, 4]
     assert clean["low"] < clean["value"] < clean["high"] <= 1
     metrics = {row["metric"] for row in rows if row["attack"] == "gat"}
-    assert metrics == {"accuracy", "accuracy_before", "mean_iterations", "oracle_agreement"}
+    assert metrics == {
+        "accuracy", "accuracy_before", "accuracy_valid", "mean_iterations", "oracle_agreement",
+    }  # fmt: skip
 
 
 def test_csv_reads_back(summaries):
@@ -97,3 +100,59 @@ def test_latex_has_one_line_per_row_and_one_column_per_cell(summaries):
     assert len(rows) == 3
     assert {row.count("&") for row in rows} == {2}
     assert r"\begin{tabular}{lrr}" in latex
+
+
+@pytest.fixture
+def joined(draw_records):
+    """Three attacks; the model 'gat' was trained on the first."""
+    records = []
+    for model, fooled in (("gat", 0.2), ("original", 0.9)):
+        records += draw_records(model, "none", "test", "real", 0.0)
+        for attack in ("gat", "pgd", "spatial"):
+            records += draw_records(model, attack, "p-" + attack, "real", fooled)
+    cells = by_cell(records)
+    chosen = judging_columns(columns(cells))
+    summaries = [summarize(key, rows) for key, rows in cells.items()]
+    return summaries, aggregate(cells, {"gat": [c for c in chosen if c.attack == "gat"]}, chosen)
+
+
+def is_seen(model: str, column: Column) -> bool:
+    return model == column.attack == "gat"
+
+
+def test_headline_marks_what_was_trained_on_and_ends_with_means_and_unions(joined):
+    table = headline_table(*joined, (), is_seen)
+    assert table.header[2:] == (
+        "GAT [p-gat]", "PGD [p-pgd]", "Spatial [p-spatial]", "Mean over unseen attacks", "All at once", "Worst attack",
+    )  # fmt: skip
+    marked = [(row[0], i) for row in table.rows for i, cell in enumerate(row) if "†" in cell]
+    assert marked == [("GAT-trained", 2)]
+    assert "† : the model" in table.caption.replace("†:", "† :")
+    compact = headline_table(*joined, (), is_seen, compact=True)
+    assert all(len(cell.removesuffix(" †")) <= 5 for row in compact.rows for cell in row[1:])
+
+
+def test_every_mean_says_over_which_attacks_it_is(joined):
+    rows = {row[:2]: row[3] for row in aggregate_table(joined[1], []).rows}
+    assert rows["GAT-trained", "Mean over unseen attacks"] == "PGD [p-pgd], Spatial [p-spatial]"
+    assert rows["Original", "Mean over unseen attacks"] == "GAT [p-gat], PGD [p-pgd], Spatial [p-spatial]"
+    assert rows["GAT-trained", "All at once"] == "GAT [p-gat], PGD [p-pgd], Spatial [p-spatial]"
+
+
+def test_means_and_unions_are_attacks_of_the_result_rows(joined):
+    rows = result_rows(joined[0], "hats", [1], joined[1])
+    assert all(tuple(row) == RESULT_FIELDS for row in rows)
+    found = {(row["model"], row["attack"]): row for row in rows if row["metric"] == "accuracy"}
+    mean = found["gat", "mean_unseen"]
+    assert mean["protocol"] == "pgd [p-pgd] + spatial [p-spatial]"
+    assert mean["low"] < mean["value"] < mean["high"]
+    both = [found["gat", attack]["value"] for attack in ("pgd", "spatial")]
+    assert mean["value"] == pytest.approx(sum(both) / 2)
+    assert found["original", "union"]["value"] <= found["original", "worst"]["value"]
+
+
+def test_validity_is_only_asked_of_attacks_without_a_bound_in_pixels(joined):
+    table = full_table(joined[0], lambda column: column.attack == "pgd")
+    column = table.header.index("Valid only")
+    asked = {row[0]: row[column] != "–" for row in table.rows}
+    assert asked == {"Clean": False, "GAT": True, "PGD": False, "Spatial": True}

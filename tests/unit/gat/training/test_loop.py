@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from gat.attacks import LatentAttack
 from gat.training.loop import DivergedError, TrainSettings, train
-from gat.training.methods import GAT, Lesson, Standard, Tools
+from gat.training.methods import GAT, TRADES, Lesson, Method, Standard, Tools
 from tasks.classification import ClassificationTask
-from tests.toys import CLASSES, Blobs, conv_classifier, tiny_space
+from tests.toys import CLASSES, Blobs, conv_classifier
 
 TASK = ClassificationTask(CLASSES)
 QUICK = {"batch_size": 8, "warmup_steps": 2, "log_every": 2, "save_every": 3}
@@ -53,28 +55,27 @@ class Killed(Exception):
     """The machine went away."""
 
 
-class Fake:
-    """What a method says of itself."""
+class Until(Method):
+    """A method that is killed in the middle of a step, or teaches damaged images from there on."""
 
-    needs_generator = False
+    name: str = "until"
+    method: Method
+    step: int
+    damage: Any = None
 
-    def trained_on(self) -> tuple[str, ...]:
-        return ()
-
-
-class Until(Fake):
-    """A method that is killed in the middle of a step."""
-
-    def __init__(self, method: Any, step: int, damage: Any = None) -> None:
-        self.method, self.step, self.damage = method, step, damage
+    @property
+    def kept_branch(self) -> Any:
+        return self.method.kept_branch
 
     def lesson(self, tools: Tools, model: nn.Module, images: Any, labels: Any, key: int) -> Lesson:
         if key == self.step and self.damage is None:
             raise Killed
         lesson = self.method.lesson(tools, model, images, labels, key)
-        if key >= self.step:
-            return Lesson(self.damage(lesson.images), lesson.labels, lesson.num_clean, lesson.facts)
-        return lesson
+        return replace(lesson, images=self.damage(lesson.images)) if key >= self.step else lesson
+
+
+def until(method: Method, step: int, damage: Any = None) -> Until:
+    return Until(method=method, step=step, damage=damage)
 
 
 def test_a_toy_data_set_is_learned(tmp_path, accelerator):
@@ -111,7 +112,7 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(tmp_path, accelerator, 
     settings = TrainSettings(steps=11, lr=0.01, **QUICK, **options)
     whole = run(tmp_path / "whole", accelerator, settings)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", accelerator, settings, Until(Standard(), killed_at))
+        run(tmp_path / "killed", accelerator, settings, until(Standard(), killed_at))
     start = (
         0 if killed_at < 3 else 1
     )  # nothing was saved before step 3; after that the given weights do not matter
@@ -122,33 +123,124 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(tmp_path, accelerator, 
     assert ours[-1]["lr"] == theirs[-1]["lr"]
 
 
-def test_a_killed_gat_run_ends_bit_equal_too(tmp_path, accelerator):
-    space, settings = tiny_space(), TrainSettings(steps=8, lr=0.01, **QUICK)
-    method = GAT(rotation=(("coarse", "style"), ("fine", "noise"), ("all", "both")))
+def killed_and_whole(
+    folder: Path, accelerator: Accelerator, method: Method, tools: Tools
+) -> tuple[nn.Module, nn.Module]:
+    """The model of a run that was killed and went on, and that of one that was not."""
+    settings = TrainSettings(steps=4, lr=0.01, batch_size=4, warmup_steps=1, log_every=1, save_every=2)
 
-    def go(folder: str, method: Any, start: int) -> nn.Module:
-        return run(
-            tmp_path / folder,
-            accelerator,
-            settings,
-            method,
-            data=Blobs(side=16),
-            tools=Tools(TASK, space),
-            start=start,
-        )
+    def go(name: str, method: Method, start: int) -> nn.Module:
+        data = Blobs(n=12, side=16)
+        return run(folder / name, accelerator, settings, method, data=data, tools=tools, start=start)
 
     whole = go("whole", method, 0)
     with pytest.raises(Killed):
-        go("killed", Until(method, 5), 0)
-    assert_equal(go("killed", method, 1), whole)
+        go("killed", until(method, 3), 0)
+    return go("killed", method, 1), whole
+
+
+def test_whatever_the_method_a_killed_run_ends_bit_equal(tmp_path, accelerator, tools, small_method):
+    killed, whole = killed_and_whole(tmp_path, accelerator, small_method, tools)
+    assert_equal(killed, whole)
+    assert killed.state_dict().keys() == conv_classifier().state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_on": "trajectory", "turns_per_step": 2},
+        {"consistency": 1.0, "weight": 0.5},
+        {"batch_norm": "auxiliary"},
+    ],
+    ids=lambda o: next(iter(o)),
+)
+def test_so_does_one_of_gat_with_its_options(tmp_path, accelerator, tools, options):
+    attack = LatentAttack(step_size={"style/*": 0.2, "noise/*": 1.0}, max_steps=3)
+    method = GAT(attack=attack, rotation=(("fine", "noise"), ("all", "both")), **options)
+    killed, whole = killed_and_whole(tmp_path, accelerator, method, tools)
+    assert_equal(killed, whole)
     assert all("fooled_share" in row for row in rows(tmp_path / "whole"))
+
+
+def test_trades_without_its_divergence_is_standard_training(tmp_path, accelerator):
+    settings = TrainSettings(steps=4, lr=0.01, **QUICK)
+    one = run(tmp_path / "trades", accelerator, settings, TRADES(beta=0))
+    other = run(tmp_path / "standard", accelerator, settings)
+    assert_equal(one, other)
+
+
+def test_pulled_images_are_accumulated_with_their_anchors(tmp_path, accelerator):
+    """Without batch norm and dropout a step of micro-batches is a step of the batch."""
+
+    def go(folder: str, accumulate: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        settings = TrainSettings(steps=5, lr=0.05, optimizer="sgd", accumulate=accumulate, **QUICK)
+        method = TRADES(steps=2, start_noise=0.01)
+        return train(model, Blobs(), method, Tools(TASK), settings, accelerator, tmp_path / folder)
+
+    one, three = go("one", 1), go("three", 3)
+    torch.testing.assert_close(one[1].weight, three[1].weight, rtol=1e-4, atol=1e-6)
+    ours, theirs = rows(tmp_path / "one")[-1], rows(tmp_path / "three")[-1]
+    for name in ("loss", "loss_clean", "loss_adversarial"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_smooth_labels_are_for_training(tmp_path, accelerator):
+    """At the start the loss of an untrained model says which one was used."""
+    settings = TrainSettings(steps=1, **QUICK | {"log_every": 1})
+    logged = {}
+    for smoothing in (0.0, 0.5):
+        tools = Tools(ClassificationTask(CLASSES, smoothing))
+        run(tmp_path / str(smoothing), accelerator, settings, tools=tools)
+        logged[smoothing] = rows(tmp_path / str(smoothing))[0]["loss"]
+    assert logged[0.0] != pytest.approx(logged[0.5], rel=1e-3)
+
+
+class Faulty(Blobs):
+    """A data set that does not fit."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.change(dict(super().__getitem__(index)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda item: item | {"images": item["images"] * 255}, "divide by 255"),
+        (lambda item: item | {"images": item["images"] * 2 - 1}, r"must lie in \[0, 1\]"),
+        (lambda item: item | {"labels": item["labels"] + 1}, "do they count from 1"),
+        (lambda item: item | {"labels": float(item["labels"])}, "labels must be int64"),
+    ],
+    ids=["8-bit", "signed", "from one", "float"],
+)
+def test_a_data_set_that_does_not_fit_is_refused_at_once(tmp_path, accelerator, change, says):
+    with pytest.raises(ValueError, match=says):
+        run(tmp_path, accelerator, TrainSettings(steps=3, **QUICK), data=Faulty(change))
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("ending", "says"),
+    [(nn.Softmax(1), "probabilities"), (nn.Linear(3, 4), r"got .*4")],
+    ids=["softmax", "four"],
+)
+def test_a_model_that_does_not_fit_is_refused_at_once(tmp_path, accelerator, ending, says):
+    model = nn.Sequential(conv_classifier(), ending)
+    settings = TrainSettings(steps=3, **QUICK)
+    with pytest.raises(ValueError, match=says):
+        train(model, Blobs(), Standard(), Tools(TASK), settings, accelerator, tmp_path)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path, accelerator):
     settings = TrainSettings(steps=4, lr=0.01, **QUICK)
     first = run(tmp_path, accelerator, settings)
     log = (tmp_path / "metrics.jsonl").read_text()
-    again = run(tmp_path, accelerator, settings, Until(Standard(), 0), start=1)
+    again = run(tmp_path, accelerator, settings, until(Standard(), 0), start=1)
     assert_equal(again, first)
     assert (tmp_path / "metrics.jsonl").read_text() == log
 
@@ -170,7 +262,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_saved_state_intac
     with pytest.raises(
         DivergedError, match=r"train: .* at step \d+; lower lr.*The last checkpoint is intact"
     ):
-        run(tmp_path, accelerator, settings, Until(Standard(), 6, lambda images: images * float("nan")))
+        run(tmp_path, accelerator, settings, until(Standard(), 6, lambda images: images * float("nan")))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] <= 6
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -239,7 +331,9 @@ def test_accumulated_micro_batches_are_one_big_batch(tmp_path, accelerator):
 def test_the_average_is_that_of_the_iterates(tmp_path, accelerator):
     seen = []
 
-    class Watch(Fake):
+    class Watch(Method):
+        name: str = "watch"
+
         def lesson(self, tools, model, images, labels, key):
             seen.append(model[6].weight.detach().clone())
             return Lesson(images, labels, len(images))

@@ -1,56 +1,31 @@
-"""What each method teaches, on a tiny generator and a tiny classifier."""
+"""What every method keeps to, and what standard and adversarial training teach."""
+
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gat.attacks import FGSM, PGD, LatentAttack
-from gat.training.methods import GAT, METHODS, AdversarialTraining, Lesson, Standard, Tools
-from generators.stylegan2.space import StyleGAN2Space
+from gat.attacks import (
+    FGSM,
+    PGD,
+    Combined,
+    FastLPA,
+    ImageAttack,
+    LatentAttack,
+    Outcome,
+    Recolor,
+    Spatial,
+    WorstOf,
+)
+from gat.training.batch_norm import split_batch_norms
+from gat.training.method import seen
+from gat.training.methods import GAT, METHODS, PAT, AdversarialTraining, AdvProp, Standard, Tools
 from tasks.classification import ClassificationTask
-from tests.toys import CLASSES, balanced, conv_classifier, tiny_space
+from tests.toys import CLASSES
 
-TASK = ClassificationTask(CLASSES)
 N = 12
-ROTATION = (("coarse", "style"), ("fine", "noise"), ("all", "both"))  # 16-pixel images have no middle
-
-
-class Always(nn.Module):
-    """Answers one class, whatever it sees."""
-
-    def __init__(self, answer: int) -> None:
-        super().__init__()
-        self.register_buffer("logits", 5 * torch.nn.functional.one_hot(torch.tensor(answer), 3).float())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits + 0 * images.mean((1, 2, 3))[:, None]
-
-
-@pytest.fixture(scope="module")
-def space() -> StyleGAN2Space:
-    return tiny_space()
-
-
-@pytest.fixture(scope="module")
-def tools(space: StyleGAN2Space) -> Tools:
-    return Tools(TASK, space)
-
-
-@pytest.fixture
-def model(space: StyleGAN2Space) -> nn.Module:
-    """In training mode, as the loop leaves it."""
-    latents = space.sample(torch.arange(60) % 3, torch.arange(60), seed=0)
-    images = space.freeze(latents, [])({}, torch.arange(60))
-    return balanced(conv_classifier(), images).train()
-
-
-@pytest.fixture
-def batch() -> tuple[Tensor, Tensor]:
-    return torch.rand(N, 3, 16, 16), torch.arange(N) % 3
-
-
-def adversarial(lesson: Lesson) -> tuple[Tensor, Tensor]:
-    return lesson.images[lesson.num_clean :], lesson.labels[lesson.num_clean :]
+QUICK = PGD(steps=1, stop_when_fooled=False)
 
 
 def test_standard_teaches_the_clean_images_and_nothing_else(tools, model, batch):
@@ -80,146 +55,147 @@ def test_adversarial_training_can_keep_the_clean_images(tools, model, batch):
     assert torch.equal(lesson.labels, torch.cat([batch[1], batch[1]]))
 
 
-def test_gat_teaches_as_many_clean_images_as_it_got_and_at_most_as_many_adversarial(tools, model, batch):
-    method = GAT(oversample=4, rotation=(("all", "both"),))
+class Darker(ImageAttack):
+    """Halves what it is given."""
+
+    name: Literal["darker"] = "darker"
+
+    @property
+    def family(self) -> str:
+        return "light"
+
+    def run(self, task, model, images, labels, *, targets=None, compute=None, record=False, ids=None):
+        outcome = PGD(steps=0, random_start=False).run(task, model, images, labels)
+        outcome.images = images / 2
+        return outcome
+
+
+def test_adversarial_training_takes_any_attack_on_images(tools, model, batch):
+    method = AdversarialTraining.model_construct(attack=Darker())
     lesson = method.lesson(tools, model, *batch, 0)
-    assert lesson.num_clean == N
-    assert torch.equal(lesson.images[:N], batch[0])
-    assert torch.equal(lesson.labels[:N], batch[1])
-    assert len(lesson.images) == len(lesson.labels) == 2 * N
-    assert lesson.facts["adversarial_share"] == 0.5
-
-
-def test_every_adversarial_image_fools_the_model_as_it_was(tools, model, batch):
-    for key in range(3):
-        images, labels = adversarial(GAT(rotation=ROTATION).lesson(tools, model, *batch, key))
-        assert 0 < len(images) <= N
-        with torch.no_grad():
-            answers = model.eval()(images).argmax(1)
-        model.train()
-        assert (answers != labels).all()
-
-
-def test_adversarial_images_start_from_the_latents_of_their_step(tools, model, batch):
-    """Every one lies nearer to one of this step's own starts of its label than the starts do to each other."""
-    method = GAT(
-        attack=LatentAttack(step_size={"*": 0.02}), rotation=(("fine", "noise"),), oversample=2, seed=4
-    )
-    key = 3
-    images, labels = adversarial(method.lesson(tools, model, *batch, key))
-    start_labels = batch[1].repeat(2)
-    ids = torch.arange(2 * N) + key * 2 * N
-    latents = tools.generator.sample(start_labels, ids, 4)
-    starts = tools.generator.freeze(latents, [])({}, torch.arange(2 * N))
-    nearest = torch.cdist(images.flatten(1), starts.flatten(1)).argmin(1)
-    assert torch.equal(start_labels[nearest], labels)
-    assert len(nearest.unique()) == len(nearest)
-    right = model.eval()(starts).argmax(1) == start_labels
-    assert not right.all()
-    assert right[nearest].all()  # starts that are wrong already are never used
-
-
-def test_starts_that_are_wrong_already_are_never_used(tools, batch):
-    method = GAT(only_fooling=False, oversample=3, rotation=(("fine", "noise"),))
-    _, labels = adversarial(method.lesson(tools, Always(1), *batch, 0))
-    assert len(labels) == N
-    assert (labels == 1).all()
-
-
-def test_a_model_that_cannot_be_fooled_is_taught_clean_images_only(tools, batch):
-    lesson = GAT().lesson(tools, Always(1), *batch, 0)
-    assert len(lesson.images) == lesson.num_clean == N
-    assert lesson.facts["adversarial_share"] == 0
-    assert lesson.facts["iterations"] == 0
-
-
-def test_the_rotation_visits_every_group_and_kind(tools, model, batch, monkeypatch):
-    moved: list[set[str]] = []
-    honest = StyleGAN2Space.freeze
-
-    def watched(self, latents, sites):
-        moved.append(set(sites))
-        return honest(self, latents, sites)
-
-    monkeypatch.setattr(StyleGAN2Space, "freeze", watched)
-    rotation = (
-        ("coarse", "style"),
-        ("fine", "style"),
-        ("fine", "noise"),
-        ("coarse", "noise"),
-        ("all", "both"),
-    )
-    method = GAT(rotation=rotation, attack=LatentAttack(max_steps=1))
-    for key in range(2 * len(rotation)):
-        method.lesson(tools, model, *batch, key)
-    sites = tools.generator.sites
-    expected = [
-        {
-            name
-            for name, site in sites.items()
-            if group in ("all", site.group) and (move == "both" or name.startswith(move))
-        }
-        for group, move in rotation * 2
-    ]
-    assert moved == expected
-
-
-def test_the_default_rotation_covers_coarse_middle_and_fine_with_style_and_noise():
-    rotation = set(GAT().rotation)
-    assert {group for group, _ in rotation} == {"coarse", "middle", "fine", "all"}
-    assert {move for _, move in rotation} == {"style", "noise", "both"}
-
-
-def test_the_oracle_leaves_out_what_it_reads_otherwise(space, model, batch):
-    method = GAT(oracle_filter=True, oversample=3, rotation=(("all", "both"),))
-    plain = GAT(oversample=3, rotation=(("all", "both"),)).lesson(Tools(TASK, space), model, *batch, 0)
-    lesson = method.lesson(Tools(TASK, space, oracle=Always(1).eval()), model, *batch, 0)
-    assert set(adversarial(plain)[1].tolist()) != {1}
-    assert set(adversarial(lesson)[1].tolist()) == {1}
-    assert 0 < lesson.facts["oracle_rejected_share"] < 1
-
-
-def test_an_oracle_filter_without_an_oracle_is_refused(tools, model, batch):
-    with pytest.raises(ValueError, match="oracle_filter needs an oracle"):
-        GAT(oracle_filter=True).lesson(tools, model, *batch, 0)
-
-
-def test_clean_images_can_be_generated_too(tools, model, batch):
-    lesson = GAT(clean="generated").lesson(tools, model, *batch, 2)
-    count = round(1.5 * N)
-    latents = tools.generator.sample(batch[1].repeat(2)[:count], torch.arange(count) + 2 * count, 0)
-    expected = tools.generator.freeze(latents, [])({}, torch.arange(count))[:N]
-    torch.testing.assert_close(lesson.images[: lesson.num_clean], expected, rtol=0, atol=1e-6)
-    assert torch.equal(lesson.labels[:N], batch[1])
+    assert torch.equal(lesson.images, batch[0] / 2)
+    with pytest.raises(ValueError, match="latent"):
+        AdversarialTraining.model_validate({"attack": {"name": "latent"}})
 
 
 @pytest.mark.parametrize(
-    "method",
-    [Standard(), AdversarialTraining(attack=PGD(steps=2)), GAT(rotation=ROTATION)],
-    ids=lambda m: m.name,
+    "attack",
+    [
+        PGD(norm="l2", eps=0.5, steps=2, stop_when_fooled=False),
+        Spatial(steps=2, stop_when_fooled=False),
+        Recolor(steps=2, stop_when_fooled=False, grid=(2, 4, 4)),
+        WorstOf(attacks=(FGSM(eps=0.001), PGD(steps=1))),
+    ],
+    ids=lambda attack: attack.name,
 )
-def test_a_lesson_leaves_no_trace_and_repeats_itself(tools, model, batch, method):
+def test_every_kind_of_attack_gives_images_to_learn_from(tools, model, batch, attack):
+    images, labels = batch
+    lesson = AdversarialTraining(attack=attack).lesson(tools, model, images, labels, 0)
+    with torch.no_grad():
+        right = model.eval()(images).argmax(1) == labels
+        logits, before = model(lesson.images), model(images)
+    moved = (lesson.images != images).flatten(1).any(1)
+    assert right.any()
+    assert torch.equal(moved, right)
+    assert (tools.task.loss(logits, labels) >= tools.task.loss(before, labels) - 1e-5).all()
+
+
+def test_pat_teaches_what_its_attack_makes_in_the_features_of_the_model_itself(tools, model, batch):
+    images, labels = batch
+    method = PAT(attack=FastLPA(bound=0.1, layers=("0", "2")))
+    lesson = method.lesson(tools, model, images, labels, 0)
+    assert lesson.num_clean == 0
+    assert torch.equal(lesson.labels, labels)
+    outcome = method.attack.run(tools.task, model, images, labels)
+    assert torch.equal(lesson.images, outcome.images)
+    assert torch.equal(outcome.distances["lpips_self"] > 0.05, outcome.attacked)
+
+
+def test_every_step_starts_its_attack_elsewhere(tools, model, batch, monkeypatch):
+    asked: list[Tensor] = []
+    honest = PGD.run
+
+    def watched(self, *args: Any, ids: Tensor, **options: Any) -> Outcome:
+        asked.append(ids)
+        return honest(self, *args, ids=ids, **options)
+
+    monkeypatch.setattr(PGD, "run", watched)
+    for key in range(3):
+        AdversarialTraining(attack=QUICK).lesson(tools, model, *batch, key)
+    assert torch.equal(torch.cat(asked), torch.arange(3 * N))
+
+
+def test_a_lesson_leaves_no_trace_and_repeats_itself(tools, model, batch, small_method):
+    if small_method.kept_branch:
+        split_batch_norms(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     rng = torch.get_rng_state()
-    first = method.lesson(tools, model, *batch, 5)
+    first = small_method.lesson(tools, model, *batch, 5)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(part.training for part in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not first.images.requires_grad
     torch.rand(7)
-    again = method.lesson(tools, model, *batch, 5)
+    again = small_method.lesson(tools, model, *batch, 5)
     assert torch.equal(first.images, again.images)
     assert first.facts == again.facts
-    if method.name != "standard":
-        other = method.lesson(tools, model, *batch, 11)  # the same place in the rotation
-        assert not torch.equal(other.images, first.images)
+    if small_method.name != "standard":
+        other = small_method.lesson(tools, model, *batch, 11)  # the same place in the rotation
+        assert other.images.shape != first.images.shape or not torch.equal(other.images, first.images)
+
+
+def test_what_every_method_teaches_is_images_with_labels(tools, model, batch, small_method):
+    lesson = small_method.lesson(tools, model, *batch, 2)
+    assert 0 <= lesson.num_clean <= len(lesson.images) == len(lesson.labels)
+    assert lesson.images.min() >= 0
+    assert lesson.images.max() <= 1
+    assert lesson.labels.unique().tolist() == [0, 1, 2]
 
 
 def test_methods_say_what_they_trained_on_and_need():
     assert {name: METHODS[name]().trained_on() for name in METHODS} == {
         "standard": (),
-        "adversarial_training": ("pgd",),
+        "adversarial_training": seen(PGD()),
+        "trades": seen(PGD()),
+        "pat": ("perceptual", "fast_lpa"),
+        "advprop": seen(PGD()),
         "gat": ("latent",),
+        "random_latents": (),
+        "mixed": ("latent", *seen(PGD())),
     }
-    assert [name for name in METHODS if METHODS[name]().needs_generator] == ["gat"]
+    assert [name for name in METHODS if METHODS[name]().needs_generator] == ["gat", "random_latents", "mixed"]
+
+
+def own(attack: ImageAttack) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((attack.family, attack.name)))
+
+
+def test_what_was_seen_is_the_family_and_every_part_of_it():
+    assert seen(Darker()) == ("light", "darker")
+    assert seen(WorstOf(attacks=(Darker(), FGSM(), FGSM()))) == ("light", "darker", *own(FGSM()))
+    assert seen(Combined(parts=("spatial", "additive"))) == tuple(
+        dict.fromkeys((*own(Combined()), *own(Spatial()), *own(PGD())))
+    )
+    assert seen(LatentAttack()) == ("latent",)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AdversarialTraining(attack=PGD(goal="targeted")),
+        AdvProp(attack=PGD(goal="targeted")),
+        GAT(attack=LatentAttack(goal="targeted")),
+    ],
+    ids=lambda m: m.name,
+)
+def test_an_attack_that_aims_is_refused_before_training(tools, method):
+    with pytest.raises(ValueError, match="no targets to aim"):
+        method.check(tools)
+
+
+def test_a_method_that_lacks_its_generator_says_so(small_method, tools):
+    small_method.check(tools)
+    if small_method.needs_generator:
+        with pytest.raises(ValueError, match="needs a generator"):
+            small_method.check(Tools(ClassificationTask(CLASSES)))

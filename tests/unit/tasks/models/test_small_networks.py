@@ -15,6 +15,7 @@ MEMBERS = {
     "small_resnet full resolution": {"widths": [8, 16], "blocks": [1, 1], "stem_stride": 1},
     "small_resnet group": {"widths": [8, 16], "blocks": [1, 1], "norm": "group", "activation": "silu"},
     "small_convnet": {"width": 8, "depth": 1, "dropout": 0.2},
+    "efficientnet_lite0": {"pretrained": False},
     "timm": {"arch": "test_efficientnet"},
     "torchvision": {"arch": "shufflenet_v2_x0_5"},
 }

@@ -1,0 +1,48 @@
+"""What an attack on a classifier may ascend: functions (logits, labels, targets) -> loss per example, large where it succeeds.
+
+Without targets the loss grows as the label loses; with them it grows as the target wins. All are computed in float32.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gat.latents import PerExample
+
+Logits = Float[Tensor, "b k"]
+Loss = Callable[[Tensor, Tensor, Tensor | None], PerExample]
+
+
+def _own(logits: Logits, classes: Tensor) -> PerExample:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def _best_other(logits: Logits, classes: Tensor) -> PerExample:
+    return logits.scatter(1, classes[:, None], -float("inf")).amax(1)
+
+
+def margin(outputs: Logits, labels: Tensor, targets: Tensor | None = None) -> PerExample:
+    """Largest logit besides the label's, minus the label's; or the target's minus the largest besides it. Positive means fooled
+    (Carlini & Wagner 2017, f6)."""
+    logits = outputs.float()
+    if targets is None:
+        return _best_other(logits, labels) - _own(logits, labels)
+    return _own(logits, targets) - _best_other(logits, targets)
+
+
+def dlr(outputs: Logits, labels: Tensor, targets: Tensor | None = None) -> PerExample:
+    """Difference of logits ratio (Croce & Hein 2020, eqs. 6 and 7): a margin that no rescaling of the logits changes.
+
+    Raises:
+        ValueError: with fewer than 3 classes (4 with targets).
+    """
+    logits = outputs.float()
+    wanted = 3 if targets is None else 4
+    if logits.shape[1] < wanted:
+        raise ValueError(f"dlr needs at least {wanted} classes, got {logits.shape[1]}; use the margin")
+    ordered = logits.sort(dim=1, descending=True).values
+    if targets is None:
+        return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+    scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    return (_own(logits, targets) - _own(logits, labels)) / (scale + 1e-12)

@@ -1,0 +1,279 @@
+"""Make a table of the paper again: train every row with every seed, judge all of them, and set the result beside the paper's.
+
+Example:
+    gat reproduce table2 --config configs/fashion_table2.yaml
+    gat reproduce table2 --config configs/fashion_table2.yaml --only train 'seeds=[1]'
+
+The same command again goes on where it stopped. Several processes may train different seeds of one table at the same time
+(`--only train`); the last call, without --only, evaluates and writes results/<table>/ from all of them. Under runs/<name>/ each
+seed has a folder with one run per row, that every other command reads, and one with the records of all rows.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from gat.cli.compose import BASE, ORIGINAL, RunConfig, check_same_run, open_run, write_provenance
+from gat.cli.evaluate import JUDGE, judge_together, models_of, suite_words
+from gat.cli.train import train_models
+from gat.config import Config, dump, load
+from gat.evaluation.records import read_records, write_records
+from gat.evaluation.suites import Protocol, suite
+from gat.report import write_report
+from gat.report.folder import read_run
+from gat.report.page import Results, compute
+from gat.report.tables import result_rows
+from gat.training.methods import MethodConfig
+
+TABLES = ("table2",)
+
+PAPER_COLUMNS = ("clean", "gat", "pgd", "spatial", "recolor", "perceptual", "mean_unseen")
+PAPER = {
+    "gat": (89.5, 78.4, 39.4, 47.8, 52.3, 28.9, 42.1),
+    "at-pgd": (81.2, 6.3, 56.7, 5.1, 37.9, 2.8, 13.0),
+    "advprop": (89.4, 7.8, 57.6, 6.0, 38.5, 3.5, 22.7),
+    "at-spatial": (76.3, 5.4, 3.1, 66.0, 4.1, 2.2, 3.7),
+    "at-recolor": (88.6, 4.7, 7.3, 0.4, 60.7, 1.7, 3.5),
+    "pat": (72.4, 18.3, 40.1, 46.3, 42.5, 30.1, 36.5),
+}
+"""Table 2 of Poursaeed et al.: accuracy in per cent on LSUN. Not all of its means are the means of its rows: advprop's would be 13.9."""
+
+
+class TableConfig(Config):
+    """Rows and seeds of a table.
+
+    Attributes:
+        name: of the folder under runs/, or of `out`.
+        seeds: every row is trained once with each.
+        run: what all rows share; its name, out, seed and method are set here.
+        rows: name of the model in tables -> training method. The undefended `original` is always there.
+        suite, protocols: every attack of the suite runs under each protocol.
+    """
+
+    name: str = Field("table2", pattern=r"^[\w.-]+$")
+    out: Path | None = None
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    run: RunConfig = RunConfig()
+    rows: dict[str, MethodConfig] = Field(min_length=1)
+    suite: str = "table2"
+    protocols: tuple[Protocol, ...] = Field(("strict", "paper"), min_length=1)
+
+    @field_validator("rows")
+    @classmethod
+    def _named(cls, rows: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        if ORIGINAL in rows or BASE in rows:
+            raise ValueError(f"{ORIGINAL} and {BASE} are always trained; no row can have their name")
+        return rows
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return self.out or Path("runs") / self.name
+
+    def judged_folder(self, protocol: Protocol, seed: int) -> Path:
+        """Where the records of all rows of one seed under one protocol go."""
+        return self.folder / f"seed{seed}-{protocol}"
+
+    def row_run(self, row: str, seed: int) -> RunConfig:
+        """The run of one row and seed."""
+        return self.run.model_copy(
+            update={
+                "name": f"{self.name}-{row}-{seed}",
+                "out": self.folder / f"seed{seed}" / row,
+                "seed": seed,
+                "method": self.rows[row],
+            }
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], help="YAML file; a later one wins"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as seeds=[0] or run.train.steps=2000"
+    )
+    parser.add_argument(
+        "--only", choices=("train", "evaluate"), help="one half of the work; default: both, and the table"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load(TableConfig, args.config, args.overrides)
+    if args.dry_run:
+        print(dump(config), end="")
+        return 0
+    if args.only != "evaluate":
+        for seed in config.seeds:
+            train_rows(config, seed)
+    if args.only == "train":
+        return 0
+    is_main = True
+    for protocol in config.protocols:
+        for seed in config.seeds:
+            is_main = judge_rows(config, seed, protocol)
+    if is_main and args.only is None:
+        for protocol in config.protocols:
+            print(f"page: {pool_seeds(config, protocol)}")
+        words = " ".join(f"--config {path}" for path in args.config)
+        target = publish(config, Path("results") / args.table, f"gat reproduce {args.table} {words}")
+        print((target / "table.md").read_text())
+    return 0
+
+
+def train_rows(config: TableConfig, seed: int) -> None:
+    """Every row of one seed, each in a run folder of its own; all start from one base and share one original."""
+    first: Path | None = None
+    for row in config.rows:
+        run_config = config.row_run(row, seed)
+        check_same_run(run_config)
+        current = open_run(run_config)
+        write_provenance(current)
+        if first is not None and current.accelerator.is_main_process:
+            for name in (BASE, ORIGINAL):
+                source, target = first / f"{name}.safetensors", current.model_path(name)
+                if not target.exists():
+                    shutil.copyfile(source, target.with_name(target.name + ".tmp"))
+                    target.with_name(target.name + ".tmp").replace(target)
+        current.accelerator.wait_for_everyone()
+        train_models(current)
+        first = first or run_config.folder
+
+
+def judge_rows(config: TableConfig, seed: int, protocol: Protocol) -> bool:
+    """Every row of one seed against every attack of the suite. Returns whether this is the main process."""
+    folders = [config.row_run(row, seed).folder for row in config.rows]
+    first = config.row_run(next(iter(config.rows)), seed)
+    words = suite_words(first, config.suite, protocol, keep_own=False)
+    own = first.evaluation.model_dump(mode="json", exclude_unset=True)
+    words += [f"evaluation.{key}={json.dumps(value)}" for key, value in own.items()]
+    evaluated = load(RunConfig, [first.folder / "config.yaml"], [*words, f"out={first.folder}"])
+    current = open_run(evaluated)
+    models, facts = models_of(current, folders)
+    judged = suite(config.suite, protocol, JUDGE if evaluated.oracle else None).judged
+    facts |= {
+        "runs": list(map(str, folders)),
+        "suite": {"name": config.suite, "protocol": protocol, "attacks": list(judged)},
+    }
+    judge_together(current, models, config.judged_folder(protocol, seed), facts)
+    return current.accelerator.is_main_process
+
+
+def pool_seeds(config: TableConfig, protocol: Protocol) -> Path:
+    """One page over all seeds: the same rows, every example once per seed."""
+    parts = [config.judged_folder(protocol, seed) for seed in config.seeds]
+    pooled = config.folder / protocol
+    pooled.mkdir(parents=True, exist_ok=True)
+    write_records(
+        pooled / "records.jsonl",
+        (record for part in parts for record in read_records(part / "records.jsonl")),
+    )
+    facts = json.loads((parts[0] / "provenance.json").read_text())
+    facts["seeds"] = facts["seeds"] | {"training": list(config.seeds)}
+    (pooled / "provenance.json").write_text(json.dumps(facts, indent=1))
+    for name in ("config.yaml", "gallery.json", "gallery.npz", "probes.json"):
+        if (parts[0] / name).exists():
+            shutil.copyfile(parts[0] / name, pooled / name)
+    return write_report(pooled)
+
+
+def publish(config: TableConfig, target: Path, command: str) -> Path:
+    """results/<table>: table.json with the rows of all protocols and the paper's, table.md, and the records that they came from."""
+    target.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    protocols: dict[str, Any] = {}
+    texts = []
+    with gzip.GzipFile(target / "records.jsonl.gz", "wb", mtime=0) as file:
+        for protocol in config.protocols:
+            pooled = compute(read_run(config.folder / protocol))
+            single = {
+                seed: _rows(compute(read_run(config.judged_folder(protocol, seed))), [seed])
+                for seed in config.seeds
+            }
+            found = _rows(pooled, list(config.seeds))
+            for row in found:
+                same = [r for rows_of_seed in single.values() for r in rows_of_seed if _cell(r) == _cell(row)]
+                row["per_seed"] = [round(r["value"], 4) for r in same]
+            rows += found
+            facts = pooled.folder.provenance or {}
+            protocols |= facts.get("protocols", {})
+            texts.append(f"## Protocol {protocol}\n\n{table_of(found, pooled)}")
+            for seed in config.seeds:
+                for record in read_records(config.judged_folder(protocol, seed) / "records.jsonl"):
+                    if record.attack != "none":  # clean images of a whole test set would be most of the file
+                        file.write((json.dumps({"seed": seed, **asdict(record)}) + "\n").encode())
+            page = config.folder / protocol / "report.html"
+            shutil.copyfile(page, target / f"{protocol}.html")
+    table = {
+        "command": command,
+        "config": json.loads(config.model_dump_json(exclude={"out"})),
+        **{key: facts.get(key) for key in ("commit", "hardware", "versions", "trained_on")},
+        "protocols": protocols,
+        "paper": PAPER,
+        "rows": rows,
+    }
+    _write(target / "table.json", json.dumps(table, indent=1) + "\n")
+    _write(target / "table.md", "\n\n".join([*texts, paper_table()]) + "\n")
+    return target
+
+
+def _rows(results: Results, seeds: list[int]) -> list[dict[str, Any]]:
+    return result_rows(results.summaries, "classification", seeds, results.aggregates)
+
+
+def _cell(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["model"], row["attack"], row["protocol"], row["source"], row["metric"]
+
+
+def table_of(rows: list[dict[str, Any]], results: Results) -> str:
+    """Models down, attacks across: accuracy in per cent, the lowest and the highest seed in brackets where there are several."""
+    judged = list(results.folder.suite)
+    across = ["clean", *judged, "mean_unseen", "union"]
+    found = {(r["model"], r["attack"]): r for r in rows if r["metric"] == "accuracy"}
+    lines = ["| model | " + " | ".join(across) + " |", "|---" * (len(across) + 1) + "|"]
+    for model in results.models:
+        cells = []
+        for attack in across:
+            row = found.get((model, attack))
+            if row is None:
+                cells.append("")
+                continue
+            seeds = row["per_seed"]
+            spread = f" ({100 * min(seeds):.1f}-{100 * max(seeds):.1f})" if len(seeds) > 1 else ""
+            known = any(results.folder.seen(model, c) for c in results.columns if c.attack == attack)
+            cells.append(f"{100 * row['value']:.1f}{spread}{'*' if known else ''}")
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    n = {row["n"] for (_, attack), row in found.items() if attack in judged}
+    sizes = f"{min(n)}" if len(n) == 1 else f"{min(n)} to {max(n)}"
+    lines += [
+        "",
+        f"`*`: an attack of this kind was trained on, so it is not in mean_unseen. n = {sizes} per cell, all seeds together.",
+    ]
+    return "\n".join(lines)
+
+
+def paper_table() -> str:
+    """Table 2 of Poursaeed et al. as printed."""
+    lines = ["## The paper's Table 2 (LSUN, per cent)", "", "| model | " + " | ".join(PAPER_COLUMNS) + " |"]
+    lines += ["|---" * (len(PAPER_COLUMNS) + 1) + "|"]
+    lines += [
+        f"| {model} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
+        for model, values in PAPER.items()
+    ]
+    return "\n".join(lines)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,173 @@
+"""What a training method is: a function from the model as it is now and one clean batch to the images of one step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gat.attacks import PGD, Combined, Compute, ImageAttack, LatentAttack, Recolor, Spatial, WorstOf
+from gat.config import Config
+from gat.latents import Images, PerExample, Rows
+from gat.protocols import GenerativeSpace, Task
+from gat.training.batch_norm import Branch
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a method may use besides the model.
+
+    Attributes:
+        generator: None if the run has none.
+        oracle: independent judge of what an image shows; None if the run has none.
+        identity: changes whenever data, generator, oracle or precision do; finished records are only used again under the same.
+    """
+
+    task: Task
+    generator: GenerativeSpace | None = None
+    oracle: nn.Module | None = None
+    compute: Compute = field(default_factory=Compute)
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The images of one step, and what is asked of the model's answers to them.
+
+    Every image has a label loss; some have an anchor too, another image of the lesson whose answer they should share. The loss
+    of a step is the sum of all terms over the sum of the weights.
+
+    Attributes:
+        images, labels: clean ones first.
+        num_clean: how many are clean.
+        facts: numbers for the log.
+        weights: of the label losses; None is 1 each.
+        anchors: row of each image's anchor; its own where it has none. None: nobody has one.
+        pulls: weight of KL(answer to the anchor || answer to the image); None without anchors.
+    """
+
+    images: Images
+    labels: Tensor
+    num_clean: int
+    facts: Mapping[str, float] = field(default_factory=dict)
+    weights: PerExample | None = None
+    anchors: Rows | None = None
+    pulls: PerExample | None = None
+
+    @property
+    def total_weight(self) -> Tensor | int:
+        """What the sum of all losses is divided by."""
+        return len(self.images) if self.weights is None else self.weights.sum()
+
+    def loss(self, task: Task, outputs: Tensor) -> PerExample:
+        """Loss of every image, from the answers of the model in training mode."""
+        label_loss = getattr(task, "training_loss", task.loss)  # which may smooth labels
+        losses: Tensor = label_loss(outputs, self.labels)
+        if self.weights is not None:
+            losses = losses * self.weights
+        if self.anchors is not None and self.pulls is not None:
+            losses = losses + self.pulls * divergence(outputs[self.anchors], outputs)
+        return losses
+
+    def take(self, rows: Rows) -> "Lesson":
+        """These rows, ascending and with all their anchors, as a lesson."""
+        return Lesson(
+            self.images[rows],
+            self.labels[rows],
+            int((rows < self.num_clean).sum()),
+            self.facts,
+            None if self.weights is None else self.weights[rows],
+            None if self.anchors is None else torch.searchsorted(rows, self.anchors[rows]),
+            None if self.pulls is None else self.pulls[rows],
+        )
+
+    def micro_batches(self, count: int) -> list[Rows]:
+        """The rows of `count` parts of about equal size (fewer, if there are not so many images). Images stay with their anchors."""
+        rows = torch.arange(len(self.images), device=self.images.device)
+        if self.anchors is None:
+            return list(rows.split(-(-len(rows) // count)))
+        heads = self.anchors == rows
+        part = ((heads.cumsum(0) - 1) * count // heads.sum())[self.anchors]
+        parts = [rows[part == i] for i in range(count)]
+        return [part for part in parts if len(part)]
+
+
+def join(lessons: Sequence[Lesson], facts: Mapping[str, float]) -> Lesson:
+    """Several lessons as one, clean images first."""
+    offsets = [sum(len(lesson.images) for lesson in lessons[:i]) for i in range(len(lessons))]
+    device = lessons[0].images.device
+    ones = [torch.ones(len(lesson.images), device=device) for lesson in lessons]
+    own = [torch.arange(len(lesson.images), device=device) for lesson in lessons]
+    clean = torch.cat([rows < lesson.num_clean for rows, lesson in zip(own, lessons, strict=True)])
+    order = torch.cat([clean.nonzero(), (~clean).nonzero()]).squeeze(1)
+    weights = [
+        one if lesson.weights is None else lesson.weights for one, lesson in zip(ones, lessons, strict=True)
+    ]
+    pulls = [
+        0 * one if lesson.pulls is None else lesson.pulls for one, lesson in zip(ones, lessons, strict=True)
+    ]
+    anchors = [
+        offset + (rows if lesson.anchors is None else lesson.anchors)
+        for offset, rows, lesson in zip(offsets, own, lessons, strict=True)
+    ]
+    plain = all(lesson.anchors is None for lesson in lessons)
+    return Lesson(
+        torch.cat([lesson.images for lesson in lessons])[order],
+        torch.cat([lesson.labels for lesson in lessons])[order],
+        int(clean.sum()),
+        facts,
+        None if all(lesson.weights is None for lesson in lessons) else torch.cat(weights)[order],
+        None if plain else order.argsort()[torch.cat(anchors)[order]],
+        None if plain else torch.cat(pulls)[order],
+    )
+
+
+def divergence(wanted: Tensor, outputs: Tensor) -> PerExample:
+    """KL(softmax(wanted) || softmax(outputs)) of every example, in float32; differentiable in both. Logits [b, k, ...]; the mean over
+    further axes."""
+    kl = F.kl_div(
+        outputs.float().log_softmax(1), wanted.float().log_softmax(1), reduction="none", log_target=True
+    )
+    return kl.sum(1).flatten(1).mean(1) if kl.ndim > 2 else kl.sum(1)
+
+
+class Method(Config):
+    """Frozen settings that are their own implementation. It draws no global random number: everything depends on (seed, step,
+    rank), so a resumed run repeats it exactly."""
+
+    name: str
+
+    @property
+    def needs_generator(self) -> bool:
+        """Whether it wants `Tools.generator`."""
+        return False
+
+    @property
+    def kept_branch(self) -> Branch | None:
+        """None: all images share the model's batch norms. Otherwise adversarial ones go through auxiliary norms in training, and
+        the finished model is the plain architecture with the norms of this branch."""
+        return None
+
+    def trained_on(self) -> tuple[str, ...]:
+        """Families and names of the attacks seen in training: what robustness to *unseen* attacks must leave out."""
+        return ()
+
+    def check(self, tools: Tools) -> None:
+        """Raises ValueError if these tools will not do, before training finds out."""
+
+    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+        """The images of one step. `key` identifies (step, rank) and seeds everything random. The model is left as found."""
+        raise NotImplementedError
+
+
+def seen(attack: ImageAttack | LatentAttack) -> tuple[str, ...]:
+    """What a model trained on this attack has seen: its family, itself, and all that it is made of."""
+    parts: Sequence[ImageAttack] = ()
+    if isinstance(attack, WorstOf):
+        parts = attack.attacks
+    elif isinstance(attack, Combined):
+        alone: dict[str, ImageAttack] = {"recolor": Recolor(), "spatial": Spatial(), "additive": PGD()}
+        parts = [alone[part] for part in attack.parts]
+    own = () if isinstance(attack, WorstOf) else (attack.family, attack.name)
+    return tuple(dict.fromkeys((*own, *(name for part in parts for name in seen(part)))))

@@ -1,0 +1,198 @@
+"""Generative adversarial training, the method this project is named after."""
+
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gat.attacks import LatentAttack, Outcome
+from gat.latents import Images, Latents, PerExample, Verdicts, seeded_uniform, take
+from gat.protocols import GenerativeSpace
+from gat.training.batch_norm import Branch, routed
+from gat.training.method import Lesson, Method, Tools, seen
+
+
+class GAT(Method):
+    """Generative adversarial training (the paper, Sec. 4.1).
+
+    Every step draws random latents, moves one group of layers in turn until the model, as it is now, is fooled, and trains on
+    as many of those images as there are clean ones. Images that fool without being attacked are not used: most of them are
+    the generator's own mistakes, that is wrong labels.
+
+    Attributes:
+        attack: the latent attack; its `group` and `move` are replaced in rotation by `rotation`. Its steps on styles are larger
+            than an attack on all layers needs, since one group of layers alone must fool within `max_steps`.
+        rotation: (group, move) of successive turns, so that coarse, middle and fine changes are all seen.
+        turns_per_step: turns that share every step's latents. More make steps alike, at the price of narrower passes.
+        oversample: attacked latents per clean image; the surplus makes up for those that do not fool within `max_steps`.
+        clean: 'real' images of the data set, or 'generated' ones.
+        only_fooling: train only on images that fool (the paper); off, on all attacked images.
+        oracle_filter: also leave out images on which the oracle no longer reads the label.
+        train_on: the attack's 'final' image, or a random one of its 'trajectory', the start not included. Every iterate of every
+            image is rendered for that.
+        weight: of an adversarial image's loss; a clean one's is 1.
+        consistency: weight of KL(answer before the attack || answer after), in TRADES' manner: attacked images shall be
+            answered as they were. Their start images then go through the model too, without a label loss.
+        batch_norm: 'shared' by clean and adversarial images, or two sets of statistics as in AdvProp. Then the finished model
+            has those of clean images ('main') or of adversarial ones ('auxiliary').
+        seed: of the latents.
+    """
+
+    name: Literal["gat"] = "gat"
+    attack: LatentAttack = LatentAttack(step_size={"style/*": 0.05, "noise/*": 0.4})
+    rotation: tuple[tuple[str, str], ...] = Field(
+        (
+            ("coarse", "style"),
+            ("middle", "style"),
+            ("fine", "style"),
+            ("fine", "noise"),
+            ("middle", "noise"),
+            ("all", "both"),
+        ),
+        min_length=1,
+    )
+    turns_per_step: int = Field(1, ge=1)
+    oversample: float = Field(1.5, gt=0)
+    clean: Literal["real", "generated"] = "real"
+    only_fooling: bool = True
+    oracle_filter: bool = False
+    train_on: Literal["final", "trajectory"] = "final"
+    weight: float = Field(1.0, ge=0)
+    consistency: float = Field(0.0, ge=0)
+    batch_norm: Literal["shared", "main", "auxiliary"] = "shared"
+    seed: int = 0
+
+    @property
+    def needs_generator(self) -> bool:
+        return True
+
+    @property
+    def kept_branch(self) -> Branch | None:
+        return None if self.batch_norm == "shared" else self.batch_norm
+
+    def trained_on(self) -> tuple[str, ...]:
+        return seen(self.attack)
+
+    def turns(self) -> list[LatentAttack]:
+        """The attack of every turn of the rotation."""
+        settings = self.attack.model_dump()
+        return [LatentAttack.model_validate(settings | {"group": g, "move": m}) for g, m in self.rotation]
+
+    def check(self, tools: Tools) -> None:
+        """Raises ValueError if a turn of the rotation has nothing to move, or the oracle is missing, before training finds out."""
+        if tools.generator is None:
+            raise ValueError(f"{self.name} needs a generator; name one under `generator`")
+        if self.oracle_filter and tools.oracle is None:
+            raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
+        if self.attack.goal == "targeted":
+            raise ValueError("training has no targets to aim at; take goal 'loss' or 'least_likely'")
+        for attack in self.turns():
+            attack.moved(tools.generator)
+
+    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+        space = tools.generator
+        assert space is not None
+
+        # 1. As many random starts as it takes, of the classes that the clean batch has.
+        count = max(round(self.oversample * len(images)), 1)
+        start_labels = labels.repeat(count // len(labels) + 1)[:count]
+        ids = torch.arange(count) + key * count
+        latents = space.sample(start_labels, ids, self.seed)
+
+        # 2. Fool the model as it is now.
+        found = self._fool(tools, model, space, latents, start_labels, ids, key)
+        usable = found.success if self.only_fooling else found.attacked
+        facts: dict[str, Any] = {
+            "fooled_share": float(found.success.float().mean()),
+            "iterations": float(found.iterations[found.success].float().mean())
+            if found.success.any()
+            else 0.0,
+        }
+        if self.oracle_filter:
+            if tools.oracle is None:
+                raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
+            with torch.no_grad():
+                reads = ~tools.task.wrong(tools.oracle(found.images), start_labels)
+            facts["oracle_rejected_share"] = float((usable & ~reads).sum() / usable.sum().clamp(min=1))
+            usable = usable & reads
+
+        # 3. As many of them as clean images.
+        chosen = usable.nonzero().squeeze(1)[: len(images)]
+        facts["adversarial_share"] = len(chosen) / (len(chosen) + len(images))
+
+        # 4. Beside clean images; with their own starts, if they shall be answered like those.
+        clean, clean_labels = images, labels
+        if self.clean == "generated":
+            clean, clean_labels = found.start_images[: len(images)], start_labels[: len(images)]
+        blocks = [(clean, clean_labels, 1.0), (found.images[chosen], start_labels[chosen], self.weight)]
+        if self.consistency:
+            blocks.insert(1, (found.start_images[chosen], start_labels[chosen], 0.0))
+        lesson = Lesson(
+            torch.cat([block for block, _, _ in blocks]),
+            torch.cat([block_labels for _, block_labels, _ in blocks]),
+            sum(len(block) for block, _, _ in blocks[:-1]),
+            facts,
+        )
+        if self.weight == 1 and not self.consistency:
+            return lesson
+        weights = [torch.full([len(block)], weight, device=images.device) for block, _, weight in blocks]
+        lesson = replace(lesson, weights=torch.cat(weights))
+        if not self.consistency:
+            return lesson
+        anchors = torch.arange(len(lesson.images), device=images.device)
+        anchors[lesson.num_clean :] -= len(chosen)
+        pulls = self.consistency * (anchors < torch.arange(len(anchors), device=images.device)).float()
+        return replace(lesson, anchors=anchors, pulls=pulls)
+
+    def _fool(
+        self,
+        tools: Tools,
+        model: nn.Module,
+        space: GenerativeSpace,
+        latents: Latents,
+        labels: Tensor,
+        ids: Tensor,
+        key: int,
+    ) -> "_Fooled":
+        """What this step's turns of the rotation make of the starts, in their order."""
+        attacks, share = self.turns(), min(self.turns_per_step, len(ids))
+        dealt = [torch.arange(i, len(ids), share) for i in range(share)]
+        found = []
+        for i, rows in enumerate(dealt):
+            attack = attacks[(key * self.turns_per_step + i) % len(attacks)]
+            here = rows.to(labels.device)
+            with routed(model, 0):
+                outcome = attack.run(
+                    tools.task, model, space, take(latents, here), labels[here],
+                    compute=tools.compute, record=self.train_on == "trajectory",
+                )  # fmt: skip
+            images = outcome.images
+            if outcome.trajectory is not None:
+                place = seeded_uniform(self.seed, ids[rows], (), "iterate").to(images.device)
+                images = _iterate(outcome, attack, place)
+            found.append(
+                _Fooled(images, outcome.start_images, outcome.attacked, outcome.success, outcome.iterations)
+            )
+        order = torch.cat(dealt).argsort().to(labels.device)
+        return _Fooled(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
+
+
+class _Fooled(NamedTuple):
+    """What the attacks did to all starts; `images` are those to train on."""
+
+    images: Images
+    start_images: Images
+    attacked: Verdicts
+    success: Verdicts
+    iterations: Tensor
+
+
+def _iterate(outcome: Outcome, attack: LatentAttack, place: PerExample) -> Images:
+    """Of every recorded trajectory the image at `place` between the first step (0) and the last (1); the start, if it has no step."""
+    assert outcome.trajectory is not None
+    last = len(outcome.trajectory) - 1
+    taken = outcome.iterations if attack.stop_when_fooled else last * outcome.attacked
+    step = (1 + (place * taken).long()).minimum(taken)
+    return outcome.trajectory[step, torch.arange(len(step), device=step.device)]

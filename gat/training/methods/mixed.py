@@ -1,0 +1,82 @@
+"""Several methods in one: in turn, or each on its share of every batch."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gat.latents import Images
+from gat.training.batch_norm import Branch
+from gat.training.method import Lesson, Method, Tools, join
+from gat.training.methods.adversarial import AdversarialTraining
+from gat.training.methods.advprop import AdvProp
+from gat.training.methods.gat import GAT
+from gat.training.methods.pat import PAT
+from gat.training.methods.random_latents import RandomLatents
+from gat.training.methods.standard import Standard
+from gat.training.methods.trades import TRADES
+
+Single: TypeAlias = Standard | AdversarialTraining | TRADES | PAT | AdvProp | GAT | RandomLatents
+
+
+class Mixed(Method):
+    """GAT and PGD, or any other methods, together.
+
+    Attributes:
+        methods: what is mixed.
+        how: 'in_turn' gives every step to the next method, 'split' gives each an equal share of every batch.
+    """
+
+    name: Literal["mixed"] = "mixed"
+    methods: tuple[Annotated[Single, Field(discriminator="name")], ...] = Field(
+        (GAT(), AdversarialTraining()), min_length=1
+    )
+    how: Literal["in_turn", "split"] = "split"
+
+    @model_validator(mode="after")
+    def _one_branch(self) -> "Mixed":
+        kept = {method.kept_branch for method in self.methods} - {None}
+        if len(kept) > 1:
+            raise ValueError(
+                "the methods keep different batch norms in the finished model; choose one of main, auxiliary"
+            )
+        return self
+
+    @property
+    def needs_generator(self) -> bool:
+        return any(method.needs_generator for method in self.methods)
+
+    @property
+    def kept_branch(self) -> Branch | None:
+        return next((method.kept_branch for method in self.methods if method.kept_branch), None)
+
+    def trained_on(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for method in self.methods for name in method.trained_on()))
+
+    def check(self, tools: Tools) -> None:
+        for method in self.methods:
+            method.check(tools)
+
+    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+        count = len(self.methods)
+        if self.how == "in_turn":
+            method = self.methods[key % count]
+            return _named([method], [method.lesson(tools, model, images, labels, key // count)])
+        shares = min(count, len(images))  # a tiny batch may not reach everybody
+        methods = self.methods[:shares]
+        lessons = [
+            method.lesson(tools, model, images[i::shares], labels[i::shares], key)
+            for i, method in enumerate(methods)
+        ]
+        return _named(methods, lessons)
+
+
+def _named(methods: Sequence[Method], lessons: Sequence[Lesson]) -> Lesson:
+    """Joined; facts say whose they are."""
+    facts = {
+        f"{method.name}/{fact}": value
+        for method, lesson in zip(methods, lessons, strict=True)
+        for fact, value in lesson.facts.items()
+    }
+    return join(lessons, facts)

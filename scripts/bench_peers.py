@@ -1,0 +1,874 @@
+"""Every attack against the best of its peers: how many examples per second, and how many of them the model withstands.
+
+    python scripts/bench_peers.py --run runs/fashion_gat_0
+    python scripts/bench_peers.py --only pgd-20 spatial --json > bench.json
+    python scripts/bench_peers.py --run runs/fashion_gat_0 --out results/bench_peers      # called again it goes on where it stopped
+
+One model, one set of images, one bound, equally many steps, float32: ours with slots of a given width, the peers in batches of it.
+Peers are torchattacks, foolbox and AutoAttack's own package. stAdv, ReColorAdv, LPA and PPGD have no package; their peers are the loops
+below, written as the published programs work (whole batches, all steps, last iterate, `loss.backward()`), with what those waste
+beyond that left out.
+
+One judge counts for all: an example is withstood if the model is right before, and right after or the bound is broken. Smallest-change
+attacks (CW, DeepFool) are judged at a radius, and by their median distance. Times of a contest take turns, so that a disturbance hits
+all alike; a ratio is the median time of the peer over ours. Without --run a tiny pair of models is trained first, one undefended and
+one on PGD.
+"""
+
+import argparse
+import copy
+import hashlib
+import io
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench_attack import machine
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from gat.attacks import PGD, Compute, ImageAttack, Recolor, Spatial
+from gat.attacks.apgd import APGD
+from gat.attacks.autoattack import AutoAttack
+from gat.attacks.carlini_wagner import CW
+from gat.attacks.deepfool import DeepFool
+from gat.attacks.perceptual import LPA, PPGD
+from gat.attacks.steps import l2_norm, linf_norm
+from gat.cli.compose import ORIGINAL, RunConfig, open_run
+from gat.cli.table import print_table
+from gat.config import load
+from gat.latents import Images, PerExample, Verdicts
+from gat.logits import LogitsTask
+from gat.perceptual import find_layers, perceptual_distance
+from gat.protocols import Examples
+from tasks.datasets.fashion_mnist import FashionMNISTConfig
+from tasks.models.small_resnet import SmallResNetConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODELS = ("undefended", "trained")
+Side = Callable[[nn.Module, Images, Tensor], Images]
+"""A model, images in [0, 1] and labels -> attacked images. The batch is what it is given."""
+
+
+# The published loops -----------------------------------------------------------------------------------------------------
+
+
+def wrong_lead(logits: Float[Tensor, "b k"], labels: Tensor) -> PerExample:
+    """The largest logit besides the label's, minus the label's."""
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -math.inf).amax(1) - logits.masked_fill(~own, -math.inf).amax(1)
+
+
+def stadv(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    *,
+    bound: float,
+    steps: int,
+    lr: float = 0.01,
+    weight: float = 0.05,
+) -> Images:
+    """stAdv in the published programs' way (Laidlaw et al. 2021): Adam on a sampling grid, clipped before each look."""
+    still = F.affine_grid(
+        torch.eye(2, 3).expand(len(images), -1, -1), list(images.shape), align_corners=False
+    )
+    grid = still.clone().requires_grad_()
+    optimizer = torch.optim.Adam([grid], lr=lr)
+
+    def clip() -> None:
+        with torch.no_grad():
+            grid.copy_(torch.clamp(grid, -1, 1).clamp(still - bound, still + bound))
+
+    for _ in range(steps):
+        clip()
+        bent = F.grid_sample(images, grid, align_corners=False)
+        rough = roughness((grid - still).permute(0, 3, 1, 2))
+        loss = (weight * rough - wrong_lead(model(bent), labels)).sum()
+        model.zero_grad()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clip()
+    return F.grid_sample(images, grid, align_corners=False).detach()
+
+
+def roughness(fields: Float[Tensor, "b c ..."]) -> PerExample:
+    """Lengths of the differences to all neighbours, summed over positions."""
+    total = fields.new_zeros(len(fields))
+    for axis in range(2, fields.ndim):
+        difference = fields.diff(dim=axis)
+        total = total + 2 * (difference.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1)
+    return total
+
+
+XYZ = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+WHITE_U, WHITE_V = 0.1978, 0.4683
+COLOR_STEPS = (16, 32, 32)
+
+
+def to_luv(rgb: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
+    """sRGB to CIELUV, all three scaled to [0, 1]."""
+    linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    x, y, z = (linear @ XYZ.T).clamp(0, 1.1).unbind(-1)
+    lightness = torch.where(y > 0.008856, 116 * y.clamp(min=0.008856) ** (1 / 3) - 16, 903.3 * y)
+    total = (x + 15 * y + 3 * z).clamp(min=1e-6)
+    u = 13 * lightness * (4 * x / total - WHITE_U)
+    v = 13 * lightness * (9 * y / total - WHITE_V)
+    return torch.stack([lightness / 100, (u + 100) / 200, (v + 100) / 200], dim=-1)
+
+
+def to_rgb(luv: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
+    """Back again, clipped to [0, 1]."""
+    lightness, u, v = luv[..., 0] * 100, luv[..., 1] * 200 - 100, luv[..., 2] * 200 - 100
+    scale = 13 * lightness.clamp(min=1e-2)
+    u, v = u / scale + WHITE_U, (v / scale + WHITE_V).clamp(min=1e-2)
+    y = torch.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness / 903.3)
+    xyz = torch.stack([9 * u * y / (4 * v), y, (12 - 3 * u - 20 * v) * y / (4 * v)], dim=-1).clamp(0, 1.1)
+    linear = xyz @ torch.linalg.inv(XYZ).T
+    root = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, root, 12.92 * linear).clamp(0, 1)
+
+
+def look_up(grid: Float[Tensor, "b i j k 3"], places: Float[Tensor, "b p 3"]) -> Float[Tensor, "b p 3"]:
+    """Trilinear, by a gather per corner."""
+    b = len(grid)
+    sizes = torch.tensor(grid.shape[1:4])
+    scaled = places.clamp(0, 1) * (sizes - 1)
+    below = scaled.floor().long().minimum(sizes - 2)
+    part = scaled - below
+    flat, found = grid.reshape(b, -1, 3), 0.0
+    for corner in range(8):
+        offset = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
+        node = below + offset
+        index = (node[..., 0] * sizes[1] + node[..., 1]) * sizes[2] + node[..., 2]
+        weight = torch.where(offset.bool(), part, 1 - part).prod(-1, keepdim=True)
+        found = found + weight * flat.gather(1, index[..., None].expand(-1, -1, 3))
+    return found
+
+
+def recoloradv(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    *,
+    bound: float,
+    steps: int,
+    lr: float = 0.001,
+    weight: float = 0.06,
+) -> Images:
+    """ReColorAdv in the published program's way (Laidlaw & Feizi 2019): Adam on the colours of all nodes of a grid, which are pulled
+    into the range, the gamut and the bound before each look."""
+    axes = [torch.linspace(0, 1, n) for n in COLOR_STEPS]
+    still = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).expand(len(images), -1, -1, -1, -1)
+    grid = still.clone().requires_grad_()
+    optimizer = torch.optim.Adam([grid], lr=lr)
+
+    def clip() -> None:
+        with torch.no_grad():
+            grid.copy_(to_luv(to_rgb(grid.clamp(0, 1))).clamp(still - bound, still + bound))
+
+    def recolored() -> Images:
+        luv = to_luv(images.flatten(2).transpose(1, 2))
+        return to_rgb(look_up(grid, luv)).transpose(1, 2).reshape(images.shape)
+
+    for _ in range(steps):
+        clip()
+        rough = roughness((grid - still).permute(0, 4, 1, 2, 3))
+        loss = (weight * rough - wrong_lead(model(recolored()), labels)).sum()
+        model.zero_grad()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clip()
+    return recolored().detach()
+
+
+class Features:
+    """A classifier's logits and its features, as PAT compares images by: unit length over channels, then over positions."""
+
+    def __init__(self, model: nn.Module, images: Images) -> None:
+        self.model, self.maps = model, {}
+        self.taps = find_layers(model, images)
+        modules = dict(model.named_modules())
+        self.handles = [
+            modules[name].register_forward_hook(partial(self._keep, name)) for name, _ in self.taps
+        ]
+
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.maps.setdefault(name, []).append(output)
+
+    def __call__(self, images: Images) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
+        self.maps.clear()
+        logits = self.model(images)
+        parts = []
+        for name, call in self.taps:
+            maps = self.maps[name][call]
+            unit = maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            parts.append((unit / (maps[0, 0].numel() ** 0.5)).flatten(1))
+        return torch.cat(parts, dim=1), logits
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def norm(x: Tensor) -> Float[Tensor, "b 1 1 1"]:
+    """L2 of every example."""
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def newton(features: Features, images: Images, moved: Images, bound: float) -> Images:
+    """The published projection: steps on the distance that aim 0.1 inside, then halving, for the whole batch."""
+    with torch.no_grad():
+        home = features(images)[0]
+    for _ in range(10):
+        moved = moved.detach().requires_grad_()
+        distance = (features(moved)[0] - home).norm(dim=1)
+        if bool((distance <= bound).all()):
+            break
+        distance.sum().backward()
+        slope = moved.grad
+        excess = (distance.detach() - bound).clamp(min=0)[:, None, None, None]
+        length = torch.where(excess > 0, (excess + 0.1) * 1.1, 0.0)
+        moved = (moved - length / norm(slope).square().clamp(min=1e-12) * slope).clamp(0, 1)
+    else:
+        moved = bisect(features, images, moved, home, bound)
+    return moved.detach()
+
+
+@torch.no_grad()
+def bisect(features: Features, images: Images, moved: Images, home: Tensor, bound: float) -> Images:
+    """Halving on the line to the image; of what is outside, the last point tried is returned."""
+    low, high = torch.zeros(len(images), 1, 1, 1), torch.ones(len(images), 1, 1, 1)
+    outside = ((features(moved)[0] - home).norm(dim=1) > bound)[:, None, None, None]
+    tried = moved
+    if bool(outside.any()):
+        for _ in range(10):
+            middle = (low + high) / 2
+            tried = images + middle * (moved - images)
+            beyond = ((features(tried)[0] - home).norm(dim=1) > bound)[:, None, None, None]
+            low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return torch.where(outside, tried, moved)
+
+
+def lagrange(
+    model: nn.Module, images: Images, labels: Tensor, *, bound: float, steps: int, rounds: int
+) -> Images:
+    """LPA in the published program's way (Laidlaw et al. 2021), which drops examples that are done, and sees a classifier's features
+    and logits in one pass."""
+    features = Features(model, images)
+    try:
+        with torch.no_grad():
+            home = features(images)[0]
+        change = 0.01 * torch.randn_like(images)
+        weight = torch.full([len(images)], 0.01)
+        live = torch.ones(len(images), dtype=torch.bool)
+        for _ in range(rounds):
+            for step in range(steps):
+                if not bool(live.any()):
+                    break
+                moved = (images[live] + change[live]).detach().requires_grad_()
+                embedding, logits = features(moved)
+                distance = (embedding - home[live]).norm(dim=1)
+                loss = (
+                    weight[live] * (distance - bound).clamp(min=0)
+                    - wrong_lead(logits, labels[live]).clamp(max=1)
+                ).sum()
+                model.zero_grad()
+                loss.backward()
+                with torch.no_grad():
+                    way = moved.grad / (norm(moved.grad) + 1e-8)
+                    ahead = features(moved - 0.1 * way)[0]
+                    rate = (ahead - embedding).norm(dim=1)[:, None, None, None] / 0.1
+                    length = bound * 0.1 ** (step / steps) / (rate + 1e-8)
+                    change[live] = (moved - length * way).clamp(0, 1) - images[live]
+                    live[live.clone()] = ~((logits.argmax(1) != labels[live]) & (distance <= bound))
+            with torch.no_grad():
+                distance = (features(images + change)[0] - home).norm(dim=1)
+                weight = torch.where(distance >= bound, weight * 10, weight)
+        return newton(features, images, images + change, bound)
+    finally:
+        features.close()
+
+
+def perceptual_pgd(
+    model: nn.Module, images: Images, labels: Tensor, *, bound: float, steps: int, cg_steps: int
+) -> Images:
+    """PPGD in the published program's way (Laidlaw et al. 2021)."""
+    features = Features(model, images)
+
+    def multiply(moved: Images, embedding: Tensor, v: Tensor) -> Tensor:
+        with torch.no_grad():
+            ahead = features(moved + 1e-3 * v / norm(v).clamp(min=1e-12))[0]
+            along = (ahead - embedding) / 1e-3 * norm(v).flatten(1)
+        leaf = moved.detach().requires_grad_()
+        (features(leaf)[0] * along).sum().backward()
+        return leaf.grad
+
+    try:
+        moved = (images + 0.01 * torch.randn_like(images)).clamp(0, 1)
+        for _ in range(steps):
+            leaf = moved.detach().requires_grad_()
+            embedding, logits = features(leaf)
+            model.zero_grad()
+            wrong_lead(logits, labels).clamp(max=1).sum().backward()
+            gradient, embedding = leaf.grad, embedding.detach()
+            v, residual, direction = torch.zeros_like(gradient), gradient, gradient
+            square = norm(residual).square()
+            for _ in range(cg_steps):
+                image = multiply(moved, embedding, direction)
+                by = square / (direction * image).flatten(1).sum(1)[:, None, None, None].clamp(min=1e-20)
+                v, residual = v + by * direction, residual - by * image
+                before, square = square, norm(residual).square()
+                direction = residual + square / before.clamp(min=1e-20) * direction
+            with torch.no_grad():
+                ahead = features(moved + 1e-3 * v / norm(v).clamp(min=1e-12))[0]
+                rate = (ahead - embedding).norm(dim=1)[:, None, None, None] / 1e-3
+                stepped = (moved + 2 * bound / steps * v / (norm(v) * rate).clamp(min=1e-12)).clamp(0, 1)
+            moved = newton(features, images, stepped, bound)
+        return moved
+    finally:
+        features.close()
+
+
+# Who meets whom ----------------------------------------------------------------------------------------------------------
+
+
+def peer_torchattacks(name: str, **settings: Any) -> Side:
+    """An attack of torchattacks."""
+    import torchattacks
+
+    def attack(model: nn.Module, images: Images, labels: Tensor) -> Images:
+        return getattr(torchattacks, name)(model, **settings)(images, labels)
+
+    return attack
+
+
+def peer_foolbox(name: str, eps: float | None, **settings: Any) -> Side:
+    """An attack of foolbox."""
+    import foolbox
+
+    def attack(model: nn.Module, images: Images, labels: Tensor) -> Images:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+        return getattr(foolbox.attacks, name)(**settings)(wrapped, images, labels, epsilons=eps)[1]
+
+    return attack
+
+
+def peer_apgd(eps: float, steps: int) -> Side:
+    """APGD-CE of AutoAttack's package."""
+    from pyautoattack.autopgd_base import APGDAttack
+
+    def attack(model: nn.Module, images: Images, labels: Tensor) -> Images:
+        theirs = APGDAttack(model, n_iter=steps, norm="Linf", eps=eps, loss="ce", device=images.device)
+        return theirs.perturb(images, labels)
+
+    return attack
+
+
+def peer_autoattack(eps: float) -> Side:
+    """The standard version of AutoAttack's package."""
+    from pyautoattack import AutoAttack
+
+    def attack(model: nn.Module, images: Images, labels: Tensor) -> Images:
+        theirs = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=0, device=images.device)
+        return theirs.run_standard_evaluation(images, labels, batch_size=len(images))
+
+    return attack
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One attack, ours against each peer's.
+
+    Attributes:
+        ours, peers: equal in bound and steps.
+        bound: radius at which the judge looks, in `distance` of the model, the images and the attacked images. None for bounds of
+            something that cannot be seen in the images (flows, colour maps): each side keeps to its own.
+        settings: what all share, in a line.
+        share: of the examples that are attacked, for what takes long.
+        repeats: at most.
+    """
+
+    name: str
+    ours: ImageAttack
+    peers: Mapping[str, Side]
+    settings: str
+    bound: float | None = None
+    distance: Callable[[nn.Module, Images, Images], PerExample] | None = None
+    share: float = 1.0
+    repeats: int = 99
+    smallest_change: bool = False
+
+
+def _linf(model: nn.Module, images: Images, attacked: Images) -> PerExample:
+    return linf_norm(attacked.double() - images.double())
+
+
+def _l2(model: nn.Module, images: Images, attacked: Images) -> PerExample:
+    return l2_norm(attacked.double() - images.double())
+
+
+# On Fashion-MNIST, 16/255 is about what 8/255 is on CIFAR-10: an undefended network is left next to nothing.
+EPS, RADIUS, FLOW, COLOR, LOOKS = 16 / 255, 1.5, 0.05, 0.06, 0.5
+CW_ROUNDS, CW_STEPS = 6, 50
+
+
+def contests() -> list[Contest]:
+    """All of them, cheapest first."""
+    found = []
+    for steps in (20, 40):
+        size = 2.5 * EPS / steps
+        peers = {
+            "torchattacks": peer_torchattacks("PGD", eps=EPS, alpha=size, steps=steps),
+            "foolbox": peer_foolbox("LinfPGD", EPS, abs_stepsize=size, steps=steps),
+        }
+        found.append(
+            Contest(
+                f"pgd-{steps}", PGD(eps=EPS, steps=steps, step_size=size), peers,
+                f"linf 16/255, {steps} steps of {size * 255:.3g}/255, random start", EPS, _linf,
+            )
+        )  # fmt: skip
+    peers = {
+        "torchattacks": peer_torchattacks("APGD", eps=EPS, steps=50),
+        "pyautoattack": peer_apgd(EPS, 50),
+    }
+    found.append(
+        Contest("apgd", APGD(eps=EPS, steps=50), peers, "linf 16/255, cross entropy, 50 steps", EPS, _linf)
+    )
+    peers = {
+        "torchattacks": peer_torchattacks("DeepFool", steps=50, overshoot=0.02),
+        "foolbox": peer_foolbox("L2DeepFoolAttack", None, steps=50, candidates=10, overshoot=0.02),
+    }
+    found.append(
+        Contest(
+            "deepfool", DeepFool(steps=50), peers, f"l2, 50 steps, overshoot 0.02; judged at {RADIUS:g}", RADIUS, _l2,
+            share=0.5, smallest_change=True,
+        )
+    )  # fmt: skip
+    peers = {
+        "torchattacks": peer_torchattacks("CW", c=1, steps=CW_ROUNDS * CW_STEPS, lr=0.01),
+        "foolbox": peer_foolbox(
+            "L2CarliniWagnerAttack", None, binary_search_steps=CW_ROUNDS, steps=CW_STEPS, stepsize=0.01
+        ),
+    }
+    found.append(
+        Contest(
+            "cw", CW(rounds=CW_ROUNDS, steps=CW_STEPS, step_size=0.01), peers,
+            f"l2, {CW_ROUNDS} x {CW_STEPS} steps of 0.01 (torchattacks: c = 1 for all of them); judged at {RADIUS:g}",
+            RADIUS, _l2, share=0.5, smallest_change=True,
+        )
+    )  # fmt: skip
+    found.append(
+        Contest(
+            "spatial", Spatial(bound=FLOW, steps=100, step_size=0.01 / FLOW, padding="zeros"),
+            {"published loop": partial(stadv, bound=FLOW, steps=100)},
+            f"flow <= {FLOW:g} grid units, 100 Adam steps of 0.01, smoothness 0.05",
+        )
+    )  # fmt: skip
+    found.append(
+        Contest(
+            "recolor", Recolor(bound=COLOR, steps=100, step_size=0.001 / COLOR),
+            {"published loop": partial(recoloradv, bound=COLOR, steps=100)},
+            f"color <= {COLOR:g}, 16 x 32 x 32 nodes, 100 Adam steps of 0.001, smoothness 0.06", share=0.5,
+        )
+    )  # fmt: skip
+    found.append(
+        Contest(
+            "ppgd", PPGD(bound=LOOKS, steps=20), {"published loop": partial(perceptual_pgd, bound=LOOKS, steps=20, cg_steps=5)},
+            f"own features <= {LOOKS:g}, 20 steps of 5 CG steps", LOOKS, perceptual_distance, share=0.5,
+        )
+    )  # fmt: skip
+    found.append(
+        Contest(
+            "lpa", LPA(bound=LOOKS, steps=20), {"published loop": partial(lagrange, bound=LOOKS, steps=20, rounds=5)},
+            f"own features <= {LOOKS:g}, 5 x 20 steps", LOOKS, perceptual_distance, share=0.5,
+        )
+    )  # fmt: skip
+    found.append(
+        Contest(
+            "autoattack", AutoAttack(eps=EPS), {"pyautoattack": peer_autoattack(EPS)}, "linf 16/255, standard", EPS, _linf,
+            share=0.25, repeats=1,
+        )
+    )  # fmt: skip
+    return found
+
+
+# What is measured --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """One side of a contest, and what its repeats gave."""
+
+    name: str
+    run: Callable[[int], Images]
+    sec: list[float] = field(default_factory=list)
+    cpu_sec: list[float] = field(default_factory=list)
+    images: list[Images] = field(default_factory=list)
+
+    def measure(self, seed: int) -> None:
+        """One timed repeat."""
+        torch.manual_seed(seed)  # the peers draw from it
+        with quiet():
+            begin, cpu = time.perf_counter(), time.process_time()
+            self.images.append(self.run(seed).detach())
+            self.sec.append(time.perf_counter() - begin)
+            self.cpu_sec.append(time.process_time() - cpu)
+
+    @property
+    def median_sec(self) -> float:
+        """By the clock on the wall."""
+        return statistics.median(self.sec)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Peers talk and warn."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def run_ours(
+    attack: ImageAttack, model: nn.Module, images: Images, labels: Tensor, width: int, seed: int
+) -> Images:
+    """Our attack, which must have kept its own bounds.
+
+    Raises:
+        RuntimeError: if it did not.
+    """
+    with torch.no_grad():
+        task = LogitsTask(model(images[:1]).shape[1])
+    attack = attack.model_copy(update={"seed": seed})
+    outcome = attack.run(task, model, images, labels, compute=Compute(width))
+    for name, bound in attack.bounds.items():
+        reached = float(outcome.distances[name].max())
+        if reached > bound * (1 + 1e-5) + 1e-6:
+            raise RuntimeError(f"{attack.name} broke its bound: {name} {reached:.6g} > {bound:.6g}")
+    return outcome.images
+
+
+def run_peer(side: Side, model: nn.Module, images: Images, labels: Tensor, width: int, seed: int) -> Images:
+    """A peer's attack, batch by batch. It draws from torch's own numbers."""
+    parts = zip(images.split(width), labels.split(width), strict=True)
+    return torch.cat([side(model, *part).detach() for part in parts])
+
+
+@torch.no_grad()
+def judge(
+    contest: Contest, model: nn.Module, images: Images, labels: Tensor, attacked: Images
+) -> tuple[Verdicts, PerExample]:
+    """Whether the model withstands, and how far the images went that fool it, infinitely where none does."""
+    right = model(images).argmax(1) == labels
+    fooled = model(attacked).argmax(1) != labels
+    legal = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
+    distance = torch.zeros(len(images), dtype=torch.float64)
+    if contest.distance is not None:
+        distance = contest.distance(model, images, attacked).double()
+        # A published projection may end outside by a thousandth, and float32 rounds.
+        legal &= distance <= contest.bound * 1.002 + 1e-6
+    return right & ~(fooled & legal), torch.where(fooled & right, distance, math.inf)
+
+
+def hold(
+    contest: Contest,
+    name: str,
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    width: int,
+    repeats: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """All sides in turn, `repeats` times; a row per peer.
+
+    Args:
+        name: of the model.
+    """
+    n = max(1, round(len(images) * contest.share))
+    images, labels = images[:n], labels[:n]
+    given = model, images, labels, width
+    ours = Measured("ours", partial(run_ours, contest.ours, *given))
+    peers = [Measured(peer, partial(run_peer, side, *given)) for peer, side in contest.peers.items()]
+    for repeat in range(min(repeats, contest.repeats)):
+        for side in [ours, *peers][:: -1 if repeat % 2 else 1]:
+            side.measure(seed + repeat)
+            model.zero_grad(set_to_none=True)  # some peers write gradients of weights
+    with torch.no_grad():
+        clean = float((model(images).argmax(1) == labels).double().mean())
+
+    def score(side: Measured) -> tuple[float, float | None]:
+        """Accuracy left, and median distance of a smallest-change attack, over all repeats."""
+        verdicts, distances = zip(
+            *(judge(contest, model, images, labels, attacked) for attacked in side.images), strict=True
+        )
+        middle = float(torch.cat(distances).sort().values[round(len(verdicts) * n * clean / 2)])
+        known = contest.smallest_change and math.isfinite(middle)
+        return float(torch.cat(verdicts).double().mean()), round(middle, 4) if known else None
+
+    ours_accuracy, ours_distance = score(ours)
+    rows = []
+    for peer in peers:
+        peer_accuracy, peer_distance = score(peer)
+        rows.append(
+            {
+                "attack": contest.name,
+                "model": name,
+                "peer": peer.name,
+                "ratio": round(peer.median_sec / ours.median_sec, 3),
+                "cpu_ratio": round(statistics.median(peer.cpu_sec) / statistics.median(ours.cpu_sec), 3),
+                "ours_accuracy": round(ours_accuracy, 4),
+                "peer_accuracy": round(peer_accuracy, 4),
+                "clean_accuracy": round(clean, 4),
+                "ours_median_distance": ours_distance,
+                "peer_median_distance": peer_distance,
+                "ours_examples_per_sec": round(n / ours.median_sec, 2),
+                "peer_examples_per_sec": round(n / peer.median_sec, 2),
+                "n": n,
+                "repeats": len(ours.sec),
+                "settings": contest.settings,
+            }
+        )
+    return rows
+
+
+# From models to the table ------------------------------------------------------------------------------------------------
+
+
+def tiny_pair(seed: int, data: Examples, steps: tuple[int, int] = (150, 150)) -> dict[str, nn.Module]:
+    """A classifier taught on clean images, and the same taught on PGD from there.
+
+    Args:
+        steps: of each training, 128 and 64 images a step.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model: nn.Module = SmallResNetConfig().build(10, 32)
+    models = {}
+    for name, count, batch_size in zip(MODELS, steps, (128, 64), strict=True):
+        model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for _ in range(count):
+            rows = torch.randint(len(data), [batch_size], generator=generator).tolist()
+            batch = default_collate([data[row] for row in rows])
+            images, labels = batch["images"], batch["labels"]
+            if name == "trained":
+                images = PGD(eps=EPS, steps=5, stop_when_fooled=False)(model, images, labels)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        models[name] = model.eval()
+    return models
+
+
+def prepare(
+    run: Path | None, trained: str | None, n: int, seed: int
+) -> tuple[dict[str, nn.Module], Images, Tensor]:
+    """Models in eval mode, and test images drawn with `seed`.
+
+    Args:
+        run: folder of a finished run; None trains a pair.
+        trained: name of the second model's weights there; None is the run's method.
+    """
+    if run is None:
+        data = FashionMNISTConfig()
+        print("training a tiny pair of models; --run FOLDER takes those of a run", file=sys.stderr)
+        models, test = tiny_pair(seed, data.build("train")), data.build("test")
+    else:
+        opened = open_run(load(RunConfig, [run / "config.yaml"], [f"out={run}"]))
+        names = ORIGINAL, trained or opened.config.method.name
+        models = {key: opened.finished_model(name).cpu() for key, name in zip(MODELS, names, strict=True)}
+        test = opened.test_data
+    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    batch = default_collate([test[row] for row in rows])
+    return models, batch["images"], batch["labels"]
+
+
+def fingerprint(models: Mapping[str, nn.Module]) -> str:
+    """Of all that a row depends on besides its settings: weights, our code and this script."""
+    total = hashlib.sha256()
+    for model in models.values():
+        for value in model.state_dict().values():
+            total.update(value.contiguous().numpy().tobytes())
+    for path in [*sorted((REPOSITORY / "gat").rglob("*.py")), Path(__file__)]:
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    images: Images,
+    labels: Tensor,
+    chosen: Sequence[Contest],
+    *,
+    width: int,
+    repeats: int,
+    seed: int,
+    known: Sequence[Mapping[str, Any]] = (),
+    save: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """Rows of all contests on all models.
+
+    Args:
+        known: rows of contests that need not be held again.
+        save: gets all rows after every contest.
+    """
+    rows = [dict(row) for row in known]
+    held = {(row["attack"], row["model"]) for row in rows}
+    for contest in chosen:
+        for name, model in models.items():
+            if (contest.name, name) in held:
+                continue
+            print(f"{contest.name} on the {name} model", file=sys.stderr)
+            rows += hold(contest, name, model, images, labels, width, repeats, seed)
+            save(rows)
+    return rows
+
+
+def write_results(result: Mapping[str, Any], folder: Path) -> None:
+    """`table.json`: the contests, and the rows that every result of this project has."""
+    rows = []
+    for contest in result["contests"]:
+        shared = {
+            "task": "classification",
+            "model": contest["model"],
+            "attack": contest["attack"],
+            "protocol": contest["settings"],
+            "n": contest["n"],
+            "seeds": result["seeds"],
+        }
+        peer = contest["peer"].replace(" ", "_")
+        values = {
+            f"throughput_ratio_to_{peer}": contest["ratio"],
+            "accuracy_ours": contest["ours_accuracy"],
+            f"accuracy_{peer}": contest["peer_accuracy"],
+        }
+        for metric, value in values.items():
+            row = {**shared, "metric": metric, "value": value, "low": None, "high": None}
+            if row not in rows:
+                rows.append(row)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "table.json.tmp"
+    temporary.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+    os.replace(temporary, folder / "table.json")
+
+
+def known_rows(folder: Path | None, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Contests in `table.json` that were held under the very same settings."""
+    if folder is None or not (folder / "table.json").is_file():
+        return []
+    earlier = json.loads((folder / "table.json").read_text())
+    same = all(earlier.get(key) == value for key, value in settings.items())
+    return earlier["contests"] if same else []
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line per peer; what falls short is marked."""
+
+    def some(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    cells = [
+        [
+            row["attack"],
+            row["model"],
+            row["peer"],
+            f"{row['ratio']:.2f}" + (" slower" if row["ratio"] < 1 else ""),
+            f"{row['cpu_ratio']:.2f}",
+            f"{row['ours_examples_per_sec']:.1f}",
+            f"{row['ours_accuracy']:.1%}"
+            + (" weaker" if row["ours_accuracy"] > row["peer_accuracy"] else ""),
+            f"{row['peer_accuracy']:.1%}",
+            some(row["ours_median_distance"]),
+            some(row["peer_median_distance"]),
+            row["n"],
+        ]
+        for row in rows
+    ]
+    columns = [
+        "attack",
+        "model",
+        "peer",
+        "x faster",
+        "by CPU time",
+        "examples/s",
+        "accuracy left",
+        "by the peer",
+    ]
+    print_table([*columns, "median l2", "of the peer", "n"], cells)
+
+
+def main() -> None:
+    names = [contest.name for contest in contests()]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, help="a finished run's folder; a tiny pair is trained if not given"
+    )
+    parser.add_argument("--trained", help="weights in it to compare the original with; those of its method")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="ATTACK", help=f"of {', '.join(names)}")
+    parser.add_argument("--n", type=int, default=64, help="test images; dear attacks take a share of them")
+    parser.add_argument("--width", type=int, default=32, help="batch size of every pass, of both sides")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of images, starts and the tiny pair")
+    parser.add_argument("--threads", type=int, help="torch's own choice if not given")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write table.json into, such as results/bench_peers"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="hold contests again that are in that file already"
+    )
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if min(args.n, args.width, args.repeats) < 1:
+        sys.exit("bench_peers: --n, --width and --repeats must be 1 at least")
+    try:
+        models, images, labels = prepare(args.run, args.trained, args.n, args.seed)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"bench_peers: {error}")
+    facts = machine()
+    settings = {
+        "width": args.width,
+        "repeats": args.repeats,
+        "seeds": [args.seed],
+        "num_images": len(images),
+        "precision": "float32",
+        "fingerprint": fingerprint(models),
+        **{key: facts[key] for key in ("threads", "hardware", "torch")},
+    }
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        if args.out:
+            write_results({**settings, **facts, "contests": rows}, args.out)
+
+    chosen = [contest for contest in contests() if args.only is None or contest.name in args.only]
+    known = [] if args.fresh else known_rows(args.out, settings)
+    rows = bench(
+        models, images, labels, chosen, width=args.width, repeats=args.repeats, seed=args.seed, known=known, save=save
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps({**settings, **facts, "rows": rows}, indent=1))
+    else:
+        show(rows)
+
+
+if __name__ == "__main__":
+    main()

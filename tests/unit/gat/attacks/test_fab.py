@@ -1,0 +1,86 @@
+"""FAB against torchattacks and what its settings do."""
+
+import pytest
+import torch
+import torchattacks
+from torch import nn
+
+from gat.attacks import FAB, DeepFool
+from gat.attacks.steps import NORMS
+from gat.logits import LogitsTask
+from tests.toys import balanced, conv_classifier
+
+TASK = LogitsTask(6)
+
+
+@pytest.fixture
+def case() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network far from linear, so that its boundaries take more than one step to find."""
+    generator = torch.Generator().manual_seed(1)
+    images = nn.functional.interpolate(torch.rand(7, 3, 4, 4, generator=generator), size=12, mode="bilinear")
+    model = conv_classifier(6)
+    with torch.no_grad():
+        model[0].weight.mul_(12)
+    return balanced(model, images), images, model(images).argmax(1)
+
+
+@pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
+def test_it_gets_as_near_as_torchattacks_with_as_many_steps(case, norm, name):
+    model, images, labels = case
+    # Their l1 fails for several images at once.
+    theirs = torchattacks.FAB(model, norm=name, steps=10, eps=100.0, n_classes=6)(images, labels)
+    ours = FAB(norm=norm, steps=10).run(TASK, model, images, labels)
+    assert ours.success.all()
+    assert ours.distances[f"{norm}_pixels"].mean() <= 1.01 * NORMS[norm](theirs - images).mean()
+
+
+def test_it_gets_nearer_than_deepfool(case):
+    model, images, labels = case
+    fab, deepfool = (
+        attack.run(TASK, model, images, labels).distances["l2_pixels"]
+        for attack in (FAB(norm="l2", steps=20), DeepFool())
+    )
+    assert fab.mean() < 0.98 * deepfool.mean()
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_more_steps_and_restarts_never_get_farther(case, targeted):
+    model, images, labels = case
+
+    def distance(steps: int, restarts: int) -> torch.Tensor:
+        attack = FAB(norm="l2", steps=steps, restarts=restarts, targeted=targeted, n_target_classes=3)
+        return attack.run(TASK, model, images, labels).distances["l2_pixels"]
+
+    short, long, thrice = distance(3, 1), distance(8, 1), distance(3, 3)
+    assert (long <= short).all()
+    assert (thrice <= short).all()
+    assert thrice.sum() < short.sum()
+
+
+def test_random_starts_belong_to_seed_and_example(case):
+    model, images, labels = case
+    attack = FAB(norm="l2", steps=3, restarts=3)
+    ids = torch.arange(7) + 100
+    first = attack.run(TASK, model, images, labels, ids=ids).images
+    assert torch.equal(first, attack.run(TASK, model, images, labels, ids=ids).images)
+    other = attack.model_copy(update={"seed": 1})
+    assert not torch.equal(first, other.run(TASK, model, images, labels, ids=ids).images)
+    assert not torch.equal(first, attack.run(TASK, model, images, labels, ids=ids + 1).images)
+
+
+def test_class_after_class_takes_one_backward_pass_a_step_and_stops_inside_the_budget(case):
+    model, images, labels = case
+    free = FAB(norm="linf", steps=4, targeted=True, n_target_classes=9).run(TASK, model, images, labels)
+    assert free.backwards.tolist() == [5 * 4] * 7  # no more than five other classes
+    assert free.forwards.tolist() == [2 + 5 * (2 * 4 + 1)] * 7
+    large = FAB(norm="linf", steps=4, targeted=True, eps=1.0).run(TASK, model, images, labels)
+    assert large.success.all()
+    assert (large.forwards < free.forwards / 3).all()
+
+
+def test_without_a_pull_and_a_way_back_it_never_gets_nearer_than_its_first_crossing(case):
+    """What alpha_max and beta are for."""
+    model, images, labels = case
+    bare = FAB(norm="l2", steps=20, alpha_max=0.0, beta=1.0).run(TASK, model, images, labels)
+    full = FAB(norm="l2", steps=20).run(TASK, model, images, labels)
+    assert full.distances["l2_pixels"].sum() < 0.98 * bare.distances["l2_pixels"].sum()
