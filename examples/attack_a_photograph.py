@@ -17,8 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gat.attacks import FGSM, PGD, ImageAttack, Recolor, Spatial
-from gat.attacks.perceptual import LPA
+from gat.attacks import FGSM, LPA, PGD, ImageAttack, Recolor, Spatial
 from gat.attacks.run import Outcome
 from gat.logits import LogitsTask
 from tasks.models.efficientnet_lite import SIDE_PX, EfficientNetLite0Config, imagenet_class_names

@@ -24,8 +24,9 @@ class CW(MinimumNorm):
 
     Source: Carlini & Wagner 2017, sec. V and VI (their f6 and L2 attack). Adapted: pixels are clipped after every step, where
     the published attack moves arctanh(2x - 1), which hardly leaves pixels that are black or white; the first c is, unless
-    given, twice what a linear model would need; rounds after the first start from the nearest image found, or go on
-    where the one before ended, with shorter steps if that is near; and every example stops by itself.
+    given, twice what a linear model would need, and the search halves its logarithm; rounds after the first start from the
+    nearest image found, with shorter steps if that is near, or go on where the one before ended; and every example stops
+    by itself.
 
     Attributes:
         steps: of every round.
@@ -63,6 +64,7 @@ class _WeightSearch:
         self.attempts, self.max_steps = settings.rounds, settings.steps
         self.weight = torch.full_like(case.distance, settings.constant or 1.0)
         self.unweighted = settings.constant is None
+        self.fall = 2.0 if self.unweighted else 10.0  # a weight from the gradient is of the right order
         self.low, self.high = torch.zeros_like(self.weight), torch.full_like(self.weight, torch.inf)
         self.cost, self.short = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.lowest, self.lowest_at = torch.zeros_like(self.weight), torch.zeros_like(case.ids)
@@ -129,4 +131,5 @@ class _WeightSearch:
         low = torch.where(enough, self.low[rows], self.low[rows].maximum(weight))
         high = torch.where(enough, self.high[rows].minimum(weight), self.high[rows])
         self.low[rows], self.high[rows] = low, high
-        self.weight[rows] = torch.where(high.isinf(), weight * 10, (low + high) / 2)
+        bracketed = torch.where(high.isinf(), low * 10, (low * high).sqrt())
+        self.weight[rows] = torch.where(low == 0, high / self.fall, bracketed)

@@ -1,4 +1,5 @@
-"""Write the page of a run (report.html, one file that needs nothing else), and the same as JSON and Markdown.
+"""Write the page of a run or an evaluation (report.html, one file that needs nothing else), the same as JSON and Markdown, and
+tables (LaTeX, CSV) and figures for papers.
 
 Example:
     gat report runs/quickstart

@@ -154,8 +154,8 @@ def judge_rows(config: TableConfig, seed: int, protocol: Protocol) -> bool:
     folders = [config.row_run(row, seed).folder for row in config.rows]
     first = config.row_run(next(iter(config.rows)), seed)
     words = suite_words(first, config.suite, protocol, keep_own=False)
-    own = first.evaluation.model_dump(mode="json", exclude_unset=True)
-    words += [f"evaluation.{key}={json.dumps(value)}" for key, value in own.items()]
+    # How many examples is the table's to say, what they are attacked with is the suite's.
+    words.append(f"evaluation.num={json.dumps(first.evaluation.num)}")
     evaluated = load(RunConfig, [first.folder / "config.yaml"], [*words, f"out={first.folder}"])
     current = open_run(evaluated)
     models, facts = models_of(current, folders)

@@ -110,16 +110,14 @@ class Cell:
         """Images of some examples before and after the attack."""
         return self.path.with_suffix(".npz")
 
-    @property
-    def parts(self) -> Path:
-        """Finished parts of a cell that is not finished."""
-        return self.path.with_suffix("")
+    def part_size(self, width: int) -> int:
+        """Examples per part. It depends on nothing but the cell and the width, so that a part comes out the same in any number of
+        processes; large enough for the attack to hand the slots of finished examples to waiting ones."""
+        return min(4, math.ceil(len(self.ids) / (8 * width))) * width
 
-    def chunks(self, width: int) -> Sequence[Tensor]:
-        """The parts. They depend on nothing but the cell, so that a part comes out the same in any number of processes; large
-        enough for the attack to hand the slots of finished examples to waiting ones."""
-        wide = min(4, math.ceil(len(self.ids) / (8 * width))) * width
-        return self.ids.split(wide)
+    def parts(self, width: int) -> Path:
+        """Finished parts of a cell that is not finished."""
+        return self.path.with_suffix(f".{self.part_size(width)}")
 
 
 def cells(
@@ -205,18 +203,19 @@ def evaluate(
         key=lambda c: bool(c.sources),
     )
     rank, world = accelerator.process_index, accelerator.num_processes
-    shares = [[*enumerate(cell.chunks(settings.width))][rank::world] for cell in todo]
+    shares = [[*enumerate(cell.ids.split(cell.part_size(settings.width)))][rank::world] for cell in todo]
     passes = sum(
         _passes(cell) * len(ids) for cell, share in zip(todo, shares, strict=True) for _, ids in share
     )
     what = f"evaluating {len(models)} models, {len(todo)} of {len(wanted)} model-attack pairs to do; passes at most"
     with progress(what, total=passes) as advance:
         for cell, share in zip(todo, shares, strict=True):
-            cell.parts.mkdir(exist_ok=True)
+            parts = cell.parts(settings.width)
+            parts.mkdir(exist_ok=True)
             found: list[Record] = []
             pictures: list[Pictures] = []
             for number, ids in share:
-                part = cell.parts / f"{number:05}.jsonl"
+                part = parts / f"{number:05}.jsonl"
                 if not part.exists():
                     made, kept = _attack_chunk(
                         cell, models[cell.model], ids, dataset, tools, settings, accelerator.device
@@ -233,7 +232,8 @@ def evaluate(
                 if pictures:
                     _write_pictures(cell.pictures, _join(pictures, cell.keep))
                 write_records(cell.path, sorted(found, key=lambda record: record.id))
-                shutil.rmtree(cell.parts)
+                for stale in cell.path.parent.glob(f"{cell.path.stem}.*/"):  # of other widths too
+                    shutil.rmtree(stale)
             accelerator.wait_for_everyone()
     records = []
     for cell in wanted:

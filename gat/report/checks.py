@@ -178,7 +178,7 @@ def _weak_attacks(summaries: Sequence[Summary]) -> Iterator[Doubt]:
                 "undefended model. The attack is probably broken (no gradient, a wrong sign, or no step at all).",
             )
         before = by_key.get(Key(key.model, clean)) if clean else None
-        if before and summary.accuracy.value > before.accuracy.value:
+        if before and summary.accuracy.low > before.accuracy.high:
             yield Doubt(
                 "careful",
                 f"{where}: the accuracy under attack ({percent(summary.accuracy.value)}) is above the clean one "
@@ -373,7 +373,13 @@ def _clean_accuracy(cells: Mapping[Key, Sequence[Record]]) -> Iterator[Doubt]:
 
 
 def _oracle(cells: Mapping[Key, Sequence[Record]], summaries: Sequence[Summary]) -> Iterator[Doubt]:
-    attacked = [summary for summary in summaries if summary.key.column.attack != "none" and summary.successes]
+    attacked = [
+        summary
+        for summary in summaries
+        if summary.key.column.attack != "none"
+        and summary.successes
+        and not control(summary.key.column.attack)
+    ]
     if attacked and all(summary.oracle_before is None for summary in summaries):
         yield Doubt(
             "careful",

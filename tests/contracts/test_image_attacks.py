@@ -83,7 +83,9 @@ def test_the_outcome_is_true(name, model, images, labels):
         torch.testing.assert_close(outcome.distances[key].double(), values, rtol=1e-4, atol=1e-5)
     for key, bound in attack.bounds.items():
         reached = measured.get(key, outcome.distances[key].double())[outcome.success]
-        assert (reached <= bound * (1 + 1e-4) + 1e-6).all(), f"{name}: {key} is {reached.max()}, at most {bound} is allowed"
+        assert (reached <= bound * (1 + 1e-4) + 1e-6).all(), (
+            f"{name}: {key} is {reached.max()}, at most {bound} is allowed"
+        )
     assert attack.summary
     assert attack.family
 

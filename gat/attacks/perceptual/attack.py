@@ -150,7 +150,8 @@ class PerceptualAttack(ImageAttack):
         if last is not None:
             again = outcome.attacked & (outside | ~outcome.success | rule.must_end_there)
         rows = again.nonzero().squeeze(1)
-        if len(rows) == 0 or self.projection == "none":
+        left_to_steps = rule.penalty is None and self.projection != "boundary"  # as published
+        if len(rows) == 0 or left_to_steps or self.projection == "none":
             return outcome
         images, success = outcome.images[rows], outcome.success[rows]
         if last is not None:

@@ -118,8 +118,8 @@ class Ball:
 
         Newton steps on the distance that aim `overshoot`, in units of distance, inside the ball, 1 + `overshoot` times as long
         as they should be, along the sum of all gradients so far (theirs is never reset). What is outside after `looks` steps
-        is bisected, and of that the last point tried is returned, which may lie outside by a thousandth. Theirs then bisects the
-        whole batch; here an example does not depend on others.
+        is bisected, and of that the last point tried is returned, which may lie outside by a thousandth of the line. Theirs then
+        bisects the whole batch; here an example does not depend on others.
         """
         x, total, active = images, torch.zeros_like(images), torch.ones_like(rows, dtype=torch.bool)
         for _ in range(looks):

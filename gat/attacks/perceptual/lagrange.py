@@ -88,16 +88,18 @@ class LagrangeRule:
 class LPA(PerceptualAttack):
     """Lagrangian perceptual attack (Laidlaw et al. 2021, Alg. 2).
 
+    The defaults take a third of the published steps; on small Fashion-MNIST classifiers they fool more, since the best iterate inside
+    counts and what ends outside is projected to the boundary. `strict` takes more of them.
+
     Attributes:
         steps: gradient steps per round.
         rounds: after each the penalty of what is outside grows tenfold.
-        first_weight: of the penalty. The published 5 rounds from 0.01 spend two on the way to 1; 3 from there fool as many
-            (within one of 48) on the classifiers of `configs/fashion_gat.yaml`.
+        first_weight: of the penalty. The published 0.01 spends two rounds on its way to 1.
         overstep: the fault of the published code that an example which is done moves once more, which often undoes it.
     """
 
     name: Literal["lpa"] = "lpa"
-    steps: int = Field(40, ge=0)
+    steps: int = Field(20, ge=0)
     rounds: int = Field(3, ge=1)
     first_weight: float = Field(1.0, gt=0)
     overstep: bool = False
@@ -106,7 +108,7 @@ class LPA(PerceptualAttack):
     def paper(cls, bound: float = 0.5, network: str = "self") -> "LPA":
         """As published: 5 x 40 steps from weight 0.01, last iterate, one step too many, Newton projection."""
         return cls(
-            bound=bound, network=network, rounds=5, first_weight=0.01, projection="newton", keep="last", overstep=True,
+            bound=bound, network=network, steps=40, rounds=5, first_weight=0.01, projection="newton", keep="last", overstep=True,
         )  # fmt: skip
 
     @classmethod

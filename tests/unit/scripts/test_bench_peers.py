@@ -283,7 +283,7 @@ def test_every_contest_is_held(
     chosen = [c for c in script.contests() if c.name != "autoattack"]
     rows = script.bench({"undefended": small}, images[:2], labels[:2], chosen, width=2, repeats=1, seed=0)
     assert {row["attack"] for row in rows} == {
-        "pgd-20", "pgd-40", "apgd", "deepfool", "cw", "spatial", "recolor", "ppgd", "lpa",
+        "pgd-20", "pgd-40", "apgd", "deepfool", "cw", "spatial", "recolor", "ppgd-0.5", "lpa-0.5", "ppgd-1", "lpa-1",
     }  # fmt: skip
     for row in rows:
         assert {

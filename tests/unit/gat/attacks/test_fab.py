@@ -1,11 +1,14 @@
 """FAB against torchattacks and what its settings do."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchattacks
 from torch import nn
 
 from gat.attacks import FAB, DeepFool
+from gat.attacks.minimum_norm import Case
 from gat.attacks.steps import NORMS
 from gat.logits import LogitsTask
 from tests.toys import balanced, conv_classifier
@@ -54,18 +57,33 @@ def test_more_steps_and_restarts_never_get_farther(case, targeted):
     short, long, thrice = distance(3, 1), distance(8, 1), distance(3, 3)
     assert (long <= short).all()
     assert (thrice <= short).all()
-    assert thrice.sum() < short.sum()
+    assert long.sum() < short.sum()
+    assert targeted or thrice.sum() < short.sum()
 
 
-def test_random_starts_belong_to_seed_and_example(case):
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_random_starts_are_near_and_belong_to_seed_and_example(case, norm):
     model, images, labels = case
-    attack = FAB(norm="l2", steps=3, restarts=3)
+    unknown = torch.zeros(7, dtype=torch.long)
+
+    def starts(ids: torch.Tensor, attempt: int = 1, **settings: Any) -> torch.Tensor:
+        problem = Case(
+            TASK, model, images, labels, ids, None, False, model(images).detach(), nearest=images.clone(),
+            distance=torch.tensor([0.1] * 6 + [torch.inf]), forwards=unknown, backwards=unknown,
+        )  # fmt: skip
+        return FAB(norm=norm, restarts=3, **settings).search(problem).begin(attempt, torch.arange(7))
+
     ids = torch.arange(7) + 100
-    first = attack.run(TASK, model, images, labels, ids=ids).images
-    assert torch.equal(first, attack.run(TASK, model, images, labels, ids=ids).images)
-    other = attack.model_copy(update={"seed": 1})
-    assert not torch.equal(first, other.run(TASK, model, images, labels, ids=ids).images)
-    assert not torch.equal(first, attack.run(TASK, model, images, labels, ids=ids + 1).images)
+    first = starts(ids)
+    length = NORMS[norm](first - images)
+    assert (length[:6] <= 0.05 + 1e-6).all()  # half of the nearest found
+    assert (length > 0.01).all()
+    assert torch.equal(starts(ids, attempt=0), images)
+    assert torch.equal(first, starts(ids))
+    assert torch.equal(first[3] - images[3], (starts(ids.flip(0)) - images)[3])
+    for other in (starts(ids, attempt=2), starts(ids, seed=1), starts(ids + 1)):
+        assert (other != first).flatten(1).any(1).all()
+    assert (NORMS[norm](starts(ids, eps=0.02) - images) <= 0.01 + 1e-6).all()
 
 
 def test_class_after_class_takes_one_backward_pass_a_step_and_stops_inside_the_budget(case):

@@ -8,7 +8,7 @@ from torch import Tensor
 from gat.attacks.hyperplane import dual_norm, reach
 from gat.attacks.steps import NORMS, Norm
 
-N = 40
+N = 24
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def case() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(12, N, generator=generator) * 2 - 0.5).clamp(0, 1)
     weights = torch.randn(12, N, generator=generator)
-    weights[:, :5] = 0
+    weights[:, :3] = 0
     most = (weights.clamp(min=0) * (1 - x) - weights.clamp(max=0) * x).sum(1)
     least = (weights.clamp(min=0) * x - weights.clamp(max=0) * (1 - x)).sum(1)
     share = torch.linspace(-0.95, 0.95, 12)

@@ -76,7 +76,7 @@ def test_a_linear_model_is_fooled_at_the_closed_form_distance(attack, border):
     distance, best = outcome.distances[f"{attack.norm}_pixels"], optimum(images, labels, weights, attack.norm)
     assert (distance > 0.9999 * best).all()  # nobody is better than the best
     # DeepFool: overshoot. FAB: the pull back of a step that goes too far.
-    share = {"deepfool": 0.0205, "cw": 0.02, "fab": 0.0065}[attack.name]
+    share = {"deepfool": 0.0205, "cw": 0.03, "fab": 0.0065}[attack.name]
     if border and attack.name != "cw" and not getattr(attack, "targeted", False):
         share = (
             0.08  # the nearest boundary is chosen, and DeepFool's steps are made, without regard to the range
@@ -90,10 +90,10 @@ def test_with_a_budget_only_what_lies_inside_counts(attack, model, images):
     free = attack.run(TASK, model, images, labels)
     key = f"{attack.norm}_pixels"
     assert free.success.all()
-    eps = float(free.distances[key].median())
+    eps = float(free.distances[key].sort().values[3:5].mean())
     tight = attack.model_copy(update={"eps": eps}).run(TASK, model, images, labels)
     assert torch.equal(tight.success, free.distances[key] <= eps)
-    assert 0 < tight.success.sum() < len(images)
+    assert tight.success.sum() == 4
     assert (tight.distances[key][tight.success] <= eps).all()
     assert torch.equal(tight.images[~tight.success], images[~tight.success])
     assert (tight.forwards <= free.forwards + 2).all()
@@ -118,7 +118,7 @@ def test_a_targeted_attack_hits_its_target(attack, model, images):
 @every_attack
 def test_finished_examples_make_room_and_nothing_depends_on_it(attack, model, images):
     labels = model(images).argmax(1)
-    wide, narrow = (attack.run(TASK, model, images, labels, compute=Compute(width)) for width in (16, 2))
+    wide, narrow = (attack.run(TASK, model, images, labels, compute=Compute(width)) for width in (16, 3))
     key = f"{attack.norm}_pixels"
     torch.testing.assert_close(narrow.distances[key], wide.distances[key], rtol=1e-2, atol=1e-4)
     assert torch.equal(narrow.predictions, wide.predictions)
@@ -165,3 +165,6 @@ class Segmentation(LogitsTask):
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.mean((2, 3)).argmax(1)
+
+    def wrong(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.predict(outputs) != labels

@@ -324,6 +324,13 @@ def test_a_killed_evaluation_repeats_at_most_the_part_it_was_in(
     (parts,) = [path for path in (tmp_path / "killed" / "records").iterdir() if path.is_dir()]
     finished = sorted(path.name for path in parts.glob("*.jsonl"))
     assert "gat--pgd-linf" in parts.name
+    if share == 0.5:  # a change of width starts the cell anew, and mixes nothing
+        wider = tmp_path / "wider"
+        shutil.copytree(tmp_path / "killed", wider)
+        other = settings.model_copy(update={"width": 3})
+        again = evaluate(only, data, tools, other, accelerator, wider)
+        assert [(r.id, r.prediction) for r in again] == [(r.id, r.prediction) for r in reference]
+        assert not [path for path in (wider / "records").iterdir() if path.is_dir()]
     with Calls(only) as resumed:
         records = evaluate(only, data, tools, settings, accelerator, tmp_path / "killed")
     assert records == reference

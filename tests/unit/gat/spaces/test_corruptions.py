@@ -374,6 +374,21 @@ def test_snow_whitens_and_its_scene_pales_with_it():
     torch.testing.assert_close(render({"snow": -one}, torch.tensor([0])), image)
 
 
+def test_every_example_has_its_own_places_and_its_own_waves():
+    ids = torch.arange(12)
+    images = torch.full((12, 3, 48, 48), 0.3)
+    snow = SnowSpace(images, ids, flake_px=3, spacing_px=6, pale=0)
+    one = snow.rest()["snow"]
+    one[:, 0, 20] = 1
+    flakes = frozen(snow)({"snow": one}, ids)[:, 0].flatten(1).argmax(1)
+    assert len(flakes.unique()) > 6
+    gabor = GaborSpace(images, ids, directions=1)
+    noise = frozen(gabor)({"gabor": gabor.rest()["gabor"] + 0.02}, ids)[:, 0] - 0.3
+    peak = torch.fft.rfft2(noise - noise.mean((1, 2), keepdim=True)).abs().flatten(1).argmax(1)
+    fy, fx = torch.fft.fftfreq(48)[peak // 25], torch.fft.rfftfreq(48)[peak % 25]
+    assert torch.atan2(fy, fx).std() > 0.3
+
+
 def test_gabor_kernels_are_waves_of_one_energy_whatever_the_size():
     for window, directions in ((23.0, 3), (23.0, 5), (11.0, 3), (46.0, 1)):
         kernels = waves(0, torch.arange(40), window, directions)

@@ -10,8 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from gat.attacks import FGSM, PGD, ImageAttack, Recolor, Spatial
-from gat.attacks.perceptual import LPA
+from gat.attacks import FGSM, LPA, PGD, ImageAttack, Recolor, Spatial
 from gat.logits import LogitsTask
 from tasks.models.efficientnet_lite import (
     EfficientNetLite0Config,
@@ -129,7 +128,7 @@ def test_an_attack_changes_the_answer_within_its_bound(
     for distance, bound in attack.bounds.items():
         assert 0 < outcome.distances[distance] <= bound * (1 + 1e-5)
     # A hundredth of the bound is not enough: without a projection, or without a step, one of the two would fail.
-    tiny = {"eps": 2e-5} if "eps" in attack.model_fields else {"bound": attack.bound / 100}
+    tiny = {"eps": 2e-5} if "eps" in type(attack).model_fields else {"bound": attack.bound / 100}
     held = attack.model_copy(update=tiny).run(LogitsTask(1000), model, image, label)
     assert not held.success
 
