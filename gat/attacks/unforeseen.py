@@ -259,7 +259,7 @@ class Elastic(Unforeseen):
 class Fog(Unforeseen):
     """Worst-case fog: every displacement of the plasma is at most eps. See `FogSpace`.
 
-    Step sizes, numbers and medium strength as published (fog is not among the suite's eight core attacks); low and high are ours.
+    Step sizes and numbers as published; the strengths are ours, since fog is not among the suite's eight core attacks.
     """
 
     name: Literal["fog"] = "fog"

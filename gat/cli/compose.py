@@ -21,6 +21,7 @@ from gat.attacks import Compute
 from gat.config import Config, ConfigError, dump, load
 from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
+from gat.perceptual import add_network
 from gat.training.loop import TrainSettings
 from gat.training.methods import MethodConfig, Standard, Tools
 from generators import GeneratorConfig
@@ -169,6 +170,7 @@ def open_run(config: RunConfig) -> Run:
         settings = config.oracle.model_copy(update={"weights": weights})
         oracle = settings.build(len(train_data.classes), train_data[0]["images"].shape[-1])
         oracle = oracle.to(accelerator.device).eval().requires_grad_(False)
+        add_network("oracle", oracle)  # a network for perceptual attacks that is not the attacked one
     identity = hashlib.sha256(
         "|".join(
             [

@@ -29,14 +29,13 @@ from gat.evaluation.evaluate import cells, evaluate, fingerprint
 from gat.evaluation.gallery import make_gallery, pictures_of
 from gat.evaluation.records import control
 from gat.evaluation.suites import SUITES, Protocol, suite
-from gat.perceptual import add_network
 from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.gallery import write_gallery
 from gat.report.page import compute
 from gat.report.statistics import Aggregate, Summary
 
-JUDGE = "oracle"  # name under which suites measure perceptual distances with the features of the run's oracle
+JUDGE = "oracle"  # the network with whose features suites measure perceptual distances: the run's oracle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,8 +189,6 @@ def judge_together(
         Path of the page.
     """
     config, tools, accelerator = current.config, current.tools, current.accelerator
-    if tools.oracle is not None:
-        add_network(JUDGE, tools.oracle)
     write_provenance(replace(current, config=config.model_copy(update={"out": out})))
     if accelerator.is_main_process:
         path = out / "provenance.json"
