@@ -37,14 +37,18 @@ def reach(
     rise = rise.abs()[:, None]
     if norm == "l1":
         return sign * _fill(slope, room, rise)
-    # d = min(t * speed, room); find the t at which sum(slope * d) is the rise.
-    speed = slope if norm == "l2" else (slope > 0).to(slope.dtype)
-    gain, most = slope * speed, slope * room
-    t = rise / gain.sum(1, keepdim=True).clamp(min=1e-30)
+    # d = min(t * speed, room), with the slope as speed for l2 and 1 for linf; find the t at which sum(slope * d) is the rise.
+    knot, gain, speed = room, slope, torch.ones_like(slope)
+    if norm == "l2":
+        knot, gain, speed = room / slope.clamp(min=1e-30), slope.square(), slope
+    most_and_gain, total = torch.stack([slope * room, gain], dim=1), gain.sum(1, keepdim=True)
+    t = rise / total.clamp(min=1e-30)
     for _ in range(ROUNDS):
-        full = t * speed >= room
-        missing = rise - torch.where(full, most, 0.0).sum(1, keepdim=True)
-        t = t.maximum(missing / torch.where(full, 0.0, gain).sum(1, keepdim=True).clamp(min=1e-30))
+        full = (knot <= t).to(x.dtype)
+        made, lost = torch.bmm(most_and_gain, full[:, :, None]).unbind(1)
+        before, t = t, t.maximum((rise - made) / (total - lost).clamp(min=1e-30))
+        if t.device.type == "cpu" and torch.equal(t, before):
+            break  # elsewhere a round costs less than to wait for the answer
     return sign * room.minimum(t * speed)
 
 

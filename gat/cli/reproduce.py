@@ -212,8 +212,6 @@ def publish(config: TableConfig, target: Path, command: str) -> Path:
                 for record in read_records(config.judged_folder(protocol, seed) / "records.jsonl"):
                     if record.attack != "none":  # clean images of a whole test set would be most of the file
                         file.write((json.dumps({"seed": seed, **asdict(record)}) + "\n").encode())
-            page = config.folder / protocol / "report.html"
-            shutil.copyfile(page, target / f"{protocol}.html")
     table = {
         "command": command,
         "config": json.loads(config.model_dump_json(exclude={"out"})),

@@ -32,10 +32,6 @@ from gat.evaluation.evaluate import AnyAttack
 
 Protocol = Literal["paper", "strict"]
 
-PERCEPTUAL_BOUND: dict[Protocol, float] = {"paper": 0.5, "strict": 0.05}
-"""The published bound, for AlexNet's features, leaves no model of 32 px images anything when the features are those of a small
-robust network; a bound under which all models are at zero tells none of them apart."""
-
 
 @dataclass(frozen=True)
 class Suite:

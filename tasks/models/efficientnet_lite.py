@@ -107,10 +107,11 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 def _load_imagenet_weights(network: nn.Module, num_classes: int) -> None:
     """All of them, or all but the last layer if it tells other classes apart."""
-    blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(network.blocks) for j in range(len(stage))]
+    stages = network.get_submodule("blocks").children()
+    blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(stages) for j, _ in enumerate(stage.children())]
     weights = renamed(read_weights(imagenet_weights_file()), blocks)
     if num_classes != NUM_IMAGENET_CLASSES:
-        last = network.classifier.state_dict()
+        last = network.get_submodule("classifier").state_dict()
         weights |= {f"classifier.{name}": value for name, value in last.items()}
     network.load_state_dict(weights)
 
