@@ -255,6 +255,22 @@ def test_recolouring_is_one_map_for_all_pixels_and_fools(
     assert script.wrong_lead(model(moved), labels).mean() > script.wrong_lead(model(images), labels).mean()
 
 
+def test_what_is_outside_is_brought_inside_and_by_halving_to_the_boundary(
+    script: ModuleType, model: nn.Module, images: Tensor
+) -> None:
+    far = images.flip(3)
+    before = perceptual_distance(model, images, far)
+    bound = float(before.min()) / 2
+    features = script.Features(model, images)
+    with torch.no_grad():
+        home = features(images)[0]
+    halved = perceptual_distance(model, images, script.bisect(features, images, far, home, bound))
+    stepped = perceptual_distance(model, images, script.newton(features, images, far, bound))
+    features.close()
+    assert ((halved > 0.99 * bound) & (halved < 1.01 * bound)).all()
+    assert (stepped < 1.01 * bound).all()
+
+
 @pytest.mark.parametrize("which", ["lagrange", "perceptual_pgd"])
 def test_perceptual_loops_end_within_a_thousandth_of_the_bound_and_fool(
     script: ModuleType, which: str, model: nn.Module, images: Tensor, labels: Tensor
