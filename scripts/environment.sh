@@ -38,10 +38,10 @@ ensure_environment() {
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop ".venv is of $("$PYTHON" --version), wanted 3.11 or later; remove .venv and run this again"
 
-    # What was installed is a function of pyproject.toml, the place (an editable install points to it) and the Python.
+    # What was installed is a function of pyproject.toml, the peers, the place (an editable install points to it) and the Python.
     target=".${extras:+[$extras]}"
     stamp=".venv/installed-${extras:-core}"
-    wanted="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest(), sys.version.split()[0])') $PWD"
+    wanted="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(name, "rb").read() for name in ("pyproject.toml", "tests/peers.txt"))).hexdigest(), sys.version.split()[0])') $PWD"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         say "GAT${extras:+ ($extras)} is installed in .venv"
         return
@@ -58,6 +58,8 @@ ensure_environment() {
     rm -f "$stamp"
     "$PYTHON" "${pip[@]}" --upgrade pip || stop "pip could not upgrade itself; is a package registry within reach?"
     "$PYTHON" "${pip[@]}" --editable "$target" || stop "the installation failed; its last lines above say why. Running this again continues"
+    [[ "$extras" != dev && "$extras" != test ]] ||
+        "$PYTHON" "${pip[@]}" --no-deps --requirement tests/peers.txt || stop "could not install the peers of tests/peers.txt"
     case "$extras" in  # what each of them brings along
         dev) covered="dev test core" ;;
         test) covered="test core" ;;

@@ -69,7 +69,6 @@ def test_layers_add_up_in_squares(pairs):
 
 
 def test_it_agrees_with_adv_lib(pairs):
-    # Not among the test packages: it asks for visdom, which does not build everywhere. pip install --no-deps adv-lib
     lpips = pytest.importorskip("adv_lib.distances.lpips", reason="adv-lib is not installed")
     ours = random_alexnet()
 
