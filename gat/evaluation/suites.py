@@ -32,6 +32,10 @@ from gat.evaluation.evaluate import AnyAttack
 
 Protocol = Literal["paper", "strict"]
 
+STRICT_PERCEPTUAL_BOUND = 0.05
+"""In features of a judge that is small and robust itself the published 0.5 is so wide that nothing survives it, and a column of
+zeros tells no defence from another."""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -109,7 +113,9 @@ def _table2(protocol: Protocol, network: str | None) -> Suite:
         "pgd-linf": _pgd(protocol, "linf", 8 / 255),
         "spatial": _under(protocol, Spatial.paper(), Spatial.strict()),
         "recolor": _under(protocol, Recolor.paper(), Recolor.strict()),
-        "perceptual": _under(protocol, LPA.paper(network=judge), LPA.strict(network=judge)),
+        "perceptual": _under(
+            protocol, LPA.paper(network=judge), LPA.strict(STRICT_PERCEPTUAL_BOUND if network else 0.5, judge)
+        ),
     }
     judged = tuple(attacks)
     if network is not None:
