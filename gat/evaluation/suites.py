@@ -108,14 +108,13 @@ def _doubts(protocol: Protocol, name: str, eps: float) -> dict[str, AnyAttack]:
 def _table2(protocol: Protocol, network: str | None) -> Suite:
     """What Table 2 of Poursaeed et al. asks: GAT's own attack, PGD, spatial, recolor, perceptual."""
     judge = network or "self"
+    bound = STRICT_PERCEPTUAL_BOUND if network and protocol == "strict" else 0.5
     attacks: dict[str, AnyAttack] = {
         "gat": _under(protocol, LatentAttack(goal="least_likely"), LatentAttack()),
         "pgd-linf": _pgd(protocol, "linf", 8 / 255),
         "spatial": _under(protocol, Spatial.paper(), Spatial.strict()),
         "recolor": _under(protocol, Recolor.paper(), Recolor.strict()),
-        "perceptual": _under(
-            protocol, LPA.paper(network=judge), LPA.strict(STRICT_PERCEPTUAL_BOUND if network else 0.5, judge)
-        ),
+        "perceptual": _under(protocol, LPA.paper(network=judge), LPA.strict(bound, judge)),
     }
     judged = tuple(attacks)
     if network is not None:
@@ -123,7 +122,7 @@ def _table2(protocol: Protocol, network: str | None) -> Suite:
     attacks |= _doubts(protocol, "pgd-linf", 8 / 255)
     attacks["spatial-random"] = Spatial(steps=0, random_start=True)
     attacks["recolor-random"] = Recolor(steps=0, random_start=True)
-    attacks["perceptual-random"] = LPA(steps=0, noise=1.0, network=judge)
+    attacks["perceptual-random"] = LPA(bound=bound, steps=0, noise=1.0, network=judge)
     return Suite(attacks, judged, "pgd-linf")
 
 
