@@ -1,5 +1,7 @@
 """The task of any classifier that returns logits: loss, verdict and checks, one number per example."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -10,6 +12,8 @@ from gat.outputs import check_classifier_outputs
 
 Logits = Float[Tensor, "b k"]
 Labels = Int64[Tensor, " b"]
+
+IGNORE = 255  # label of pixels that do not count
 
 
 class LogitsTask:
@@ -46,6 +50,18 @@ class LogitsTask:
         """The class with the smallest logit, the first of equals, among those that are not the label: what the paper's
         non-targeted attack aims at (Sec. 3.1)."""
         return outputs.float().scatter(1, labels[:, None], float("inf")).argmin(1)
+
+    def score(self, predictions: Labels, labels: Labels) -> PerExample:
+        """1 where the answer is right, else 0."""
+        return (predictions == labels).float()
+
+    def evidence(self, predictions: Labels, labels: Labels) -> list[list[int]]:
+        """[label, prediction] per example."""
+        return torch.stack([labels, predictions], 1).tolist()
+
+    def metrics(self, evidence: Sequence[list[int]]) -> dict[str, float]:
+        """Accuracy."""
+        return {"accuracy": sum(label == answer for label, answer in evidence) / max(len(evidence), 1)}
 
     def margin(self, outputs: Logits, labels: Labels) -> PerExample:
         """Logit of the label minus the largest other logit: positive where the answer is right."""

@@ -1,4 +1,4 @@
-"""What a classifier must return, and help for those that return something else."""
+"""What a classifier or segmenter must return, and help for those that return something else."""
 
 from collections.abc import Mapping
 
@@ -48,6 +48,44 @@ def check_classifier_outputs(outputs: object, num_classes: int) -> None:
     ):
         raise ValueError(
             f"{wanted}, got probabilities (no entry below 0 and every row sums to 1); leave the softmax out of "
+            "the model, or return their logarithm"
+        )
+
+
+def check_segmenter_outputs(outputs: object, num_classes: int, size: tuple[int, int] | None = None) -> None:
+    """Refuses what is not logits [b, num_classes, h, w]: finite scores before the softmax, as one floating-point
+    tensor.
+
+    A door check for a first batch: it waits for the device.
+
+    Args:
+        size: height and width of the images in pixels; None if unknown.
+
+    Raises:
+        ValueError: saying what arrived and how to wrap the model.
+    """
+    wanted = f"a segmenter of {num_classes} classes must return logits [b, {num_classes}, h, w]"
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"{wanted} as one tensor, got {_describe(outputs)}; wrap it: {_unpacking(outputs)}")
+    if outputs.ndim != 4 or outputs.shape[1] != num_classes:
+        raise ValueError(f"{wanted}, got {list(outputs.shape)}")
+    if size is not None and tuple(outputs.shape[2:]) != tuple(size):
+        raise ValueError(
+            f"{wanted} as large as the images, {size[0]}x{size[1]} px, got {list(outputs.shape)}; resize them inside "
+            "the model: torch.nn.functional.interpolate(logits, images.shape[2:], mode='bilinear')"
+        )
+    if not outputs.is_floating_point():
+        raise ValueError(f"{wanted} in floating point, got {outputs.dtype}")
+    scores = outputs.detach().float()
+    finite = scores.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise ValueError(
+            f"{wanted}, all finite, but those of {int((~finite).sum())} of {len(scores)} images hold NaN or infinity"
+        )
+    sums = scores.sum(1)
+    if len(scores) and scores.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=TOLERANCE):
+        raise ValueError(
+            f"{wanted}, got probabilities (none below 0, and those of every pixel sum to 1); leave the softmax out of "
             "the model, or return their logarithm"
         )
 

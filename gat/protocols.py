@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from gat.latents import Images, Latents, PerExample, Rows, Verdicts
@@ -69,38 +68,62 @@ class GenerativeSpace(Space, Protocol):
     """A space that can also invent examples: a generator."""
 
     classes: tuple[str, ...]
+    conditions: Literal[
+        "labels", "layouts"
+    ]  # what it draws from: classes [b], or semantic and instance maps [b, 2, h, w]
 
-    def sample(self, labels: Tensor, ids: Tensor, seed: int) -> Latents:
-        """Random latents of the given classes; an example depends on (seed, id, label) alone."""
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def sample(self, conditions: Tensor, ids: Tensor, seed: int) -> Latents:
+        """Random latents under the given conditions; an example depends on (seed, id, condition) alone."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What must not change its answer: a model's loss and verdict, one number per example."""
+    """What must not change its answer: a model's loss and verdict, one number per example.
+
+    Labels are one tensor whose first axis is the example. What a model returns may be anything: only the task reads it.
+    """
 
     name: str
 
-    def loss(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> PerExample:
+    def loss(self, outputs: Any, labels: Tensor) -> PerExample:
         """Per-example training loss, float32."""
         ...
 
-    def predict(self, outputs: Float[Tensor, "b ..."]) -> Tensor:
+    def predict(self, outputs: Any) -> Tensor:
         """The model's answer per example."""
         ...
 
-    def wrong(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> Verdicts:
+    def wrong(self, outputs: Any, labels: Tensor) -> Verdicts:
         """Whether the answer counts as wrong, per example."""
         ...
 
-    def least_likely(self, outputs: Float[Tensor, "b ..."], labels: Tensor) -> Tensor:
+    def least_likely(self, outputs: Any, labels: Tensor) -> Tensor:
         """The answer furthest from the model's, but never the label: what the paper's attack aims at (Sec. 3.1)."""
+        ...
+
+    def score(self, predictions: Tensor, labels: Tensor) -> PerExample:
+        """How good the answer is, from 0 to 1."""
+        ...
+
+    def evidence(self, predictions: Tensor, labels: Tensor) -> list[Any]:
+        """Per example what `metrics` needs to know of it, in terms of JSON."""
+        ...
+
+    def metrics(self, evidence: Sequence[Any]) -> dict[str, float]:
+        """Numbers of a whole data set, the one to quote first."""
         ...
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """A map-style data set; items are {"images": [c, h, w] in [0, 1], "labels": int, "ids": int}."""
+    """A map-style data set; items are {"images": [c, h, w] in [0, 1], "labels": int or tensor, "ids": int}, those of scenes with
+    "layouts": semantic and instance map, int64 [2, h, w]."""
 
     def __len__(self) -> int: ...
 

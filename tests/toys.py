@@ -1,15 +1,20 @@
 """Tiny models, generators and data whose answers are known, for tests."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from generators.spade.config import SPADEConfig
+from generators.spade.networks import Generator as SPADEGenerator
+from generators.spade.space import SPADESpace
 from generators.stylegan2.config import StyleGAN2Config
 from generators.stylegan2.networks import Generator
 from generators.stylegan2.space import StyleGAN2Space
+from tasks.datasets.fashion_scenes import FashionScenes, FashionScenesConfig
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -59,7 +64,9 @@ def sine_classifier(num_features: int, num_classes: int, seed: int = 0) -> nn.Se
 @torch.no_grad()
 def balanced(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """`model` in eval mode, its last bias and scale set so that it answers every class with some confidence on `images`."""
-    logits = model.eval()(images)
+    logits = (
+        model.eval()(images).transpose(0, 1).flatten(1).T
+    )  # a row per answer, be it of an image or of a pixel
     scale = 2 / (logits - logits.mean(0)).std()
     model[-1].bias.sub_(logits.mean(0)).mul_(scale)
     model[-1].weight.mul_(scale)
@@ -85,6 +92,30 @@ def tiny_space(architecture: str = "skip", **options: Any) -> StyleGAN2Space:
     return StyleGAN2Space(tiny_generator(architecture=architecture), CLASSES, **options)
 
 
+def tiny_spade_generator(**settings: Any) -> SPADEGenerator:
+    """A random SPADE of three semantic classes, whose statistics and modulation matter."""
+    shape = {"label_nc": len(CLASSES), "ngf": 2, "nhidden": 4, "crop_size": 32, "classes": tuple(CLASSES)}
+    generator = SPADEGenerator(SPADEConfig.model_validate(shape | settings))
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in generator.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=source) + 0.5)
+            elif tensor.is_floating_point():
+                size = tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1
+                tensor.copy_(torch.randn(tensor.shape, generator=source) * size)
+    return generator.eval()
+
+
+def tiny_layouts(num: int, size: tuple[int, int] = (32, 32)) -> Tensor:
+    """Semantic and instance maps of 4 x 4 rectangles: classes of `tiny_spade_generator`, some unknown; every rectangle an instance."""
+    blocks = torch.randint(4, (num, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+    blocks[blocks == 3] = 255
+    instances = torch.arange(16).reshape(1, 1, 4, 4).expand(num, -1, -1, -1)
+    layouts = torch.cat([blocks, instances], dim=1)
+    return torch.nn.functional.interpolate(layouts.double(), size, mode="nearest").long()
+
+
 class Blobs(Dataset[Mapping[str, Any]]):
     """Three classes of noisy images, told apart by which colour is bright."""
 
@@ -101,3 +132,32 @@ class Blobs(Dataset[Mapping[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"images": self.images[index], "labels": int(self.labels[index]), "ids": 100 + int(index)}
+
+
+@cache
+def tiny_scenes(labels: str = "masks", num: int = 12) -> FashionScenes:
+    """The first few scenes of the smallest size."""
+    return FashionScenesConfig(labels=labels, image_size=32, num_test=num, num_train=num).build("test")
+
+
+def tiny_spade(seed: int = 0, **options: Any) -> SPADESpace:
+    """A random SPADE for `tiny_scenes`."""
+    classes = tiny_scenes(num=1).layout_classes
+    config = SPADEConfig(label_nc=len(classes), ngf=4, nhidden=8, crop_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = SPADEGenerator(config)
+    return SPADESpace(generator, classes, **options)
+
+
+def conv_segmenter(num_classes: int = 3, seed: int = 0) -> nn.Sequential:
+    """Random, with everything that a careless caller would disturb: batch norm and dropout."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Dropout(0.5),
+            nn.Conv2d(8, num_classes, 3, padding=1),
+        )

@@ -16,6 +16,7 @@ from gat.attacks.perceptual import LPA, PPGD, FastLPA
 from gat.attacks.pgd import BIM, FGSM, PGD
 from gat.attacks.recolor import Recolor
 from gat.attacks.run import Compute, Outcome
+from gat.attacks.segpgd import CosPGD, SegPGD
 from gat.attacks.spatial import Spatial
 from gat.attacks.square import Square
 from gat.attacks.unforeseen import JPEG, Elastic, Fog, Gabor, Snow
@@ -25,6 +26,8 @@ OnImages: TypeAlias = (
     PGD
     | FGSM
     | BIM
+    | SegPGD
+    | CosPGD
     | APGD
     | Square
     | AutoAttack
@@ -69,6 +72,7 @@ __all__ = [
     "AutoAttack",
     "Combined",
     "Compute",
+    "CosPGD",
     "DeepFool",
     "Elastic",
     "FastLPA",
@@ -80,6 +84,7 @@ __all__ = [
     "OnImages",
     "Outcome",
     "Recolor",
+    "SegPGD",
     "Snow",
     "Spatial",
     "Square",

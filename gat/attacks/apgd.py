@@ -65,6 +65,13 @@ class APGD(ImageAttack):
     eot: int = Field(1, ge=1)
     stop_when_fooled: bool = True
 
+    def check_task(self, task: str) -> None:
+        super().check_task(task)
+        if self.loss != "ce" and task != "classification":
+            raise ValueError(
+                f"loss {self.loss!r} is for classification, not {task}; with loss: ce {self.name} ascends the task's own"
+            )
+
     @property
     def summary(self) -> str:
         parts = [ball(self.norm, self.eps), self.loss, self.goal, f"{self.steps} steps"]
@@ -133,7 +140,9 @@ class APGD(ImageAttack):
         """The likeliest classes besides the label, likeliest first, [b, n]."""
         with frozen(model):
             renderer = PixelSpace(tuple(images.shape[1:])).freeze({"pixels": images}, ["pixels"])
-            outputs = look(task, model, renderer, {"pixels": images}, labels, compute.width).outputs
+            seen = look(task, model, renderer, {"pixels": images}, labels, compute.width, outputs=True)
+        outputs = seen.outputs
+        assert outputs is not None
         others = outputs.scatter(1, labels[:, None], -torch.inf)
         return others.topk(min(self.n_targets, outputs.shape[1] - 1), dim=1).indices
 

@@ -37,6 +37,7 @@ class AutoAttack(ImageAttack):
     """
 
     kind: ClassVar[str] = "additive"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     name: Literal["autoattack"] = "autoattack"
     goal: Literal["loss"] = "loss"
     eps: float = Field(8 / 255, ge=0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gat.attacks.adam import Adam
 from gat.attacks.ascent import Move
 from gat.attacks.image_attack import ImageAttack, positions
-from gat.attacks.losses import margin
+from gat.attacks.losses import margin_of
 from gat.attacks.objective import Penalty
 from gat.attacks.run import Compute, Outcome, run_attack
 from gat.attacks.steps import Steps
@@ -42,7 +42,8 @@ class FieldAttack(ImageAttack):
         rule: 'adam', as published, or 'sign' steps, which use the whole bound.
         step_size: as a share of the bound; None is 0.2 for Adam and 2.5 / steps for signs.
         smoothness: weight of the roughness of fields measured in units of their bound.
-        loss: 'margin' of the logits (Carlini & Wagner's f6, without a ceiling), or the 'task' loss.
+        loss: 'margin' of the logits (Carlini & Wagner's f6, without a ceiling; of a task without margins its loss), or the 'task'
+            loss.
         keep: which iterate counts: the 'best' of an example (fooling first, then by loss minus penalty) or the 'last'.
         stop_when_fooled: an example is done once fooled.
         random_start: begin with independent random numbers within the bound, instead of the unchanged image.
@@ -108,7 +109,7 @@ class FieldAttack(ImageAttack):
         return run_attack(
             task, model, space, space.rest(), labels, move, list(limits), self.steps,
             goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, keep=self.keep,
-            starts=self._starts(space, positions(images, ids)), loss=margin if self.loss == "margin" else None,
+            starts=self._starts(space, positions(images, ids)), loss=margin_of(task) if self.loss == "margin" else None,
             penalty=self._penalty(space), compute=compute, record=record,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What all attacks on images have in common: how they are called."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ class ImageAttack(Config):
     """
 
     kind: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = (
+        "classification",
+        "segmentation",
+        "detection",
+    )  # that it makes sense for
     name: str
     goal: Goal = "loss"
     seed: int = 0
@@ -90,16 +95,16 @@ class ImageAttack(Config):
         parameters and gradients and the global random state are left exactly as found.
 
         Args:
-            model: images in [0, 1] to logits; normalisation happens inside (`tasks.models.Normalized` wraps one that wants
-                normalised images).
+            model: images in [0, 1] to logits, or what `task` reads; normalisation happens inside (`tasks.models.Normalized` wraps one
+                that wants normalised images).
             images: [b, c, h, w] in [0, 1].
-            labels: int64 [b].
-            targets: classes to aim at, with goal 'targeted'.
+            labels: int64 [b], or what `task` wants.
+            targets: to aim at, with goal 'targeted': like labels.
             task: None is classification by logits.
 
         Raises:
-            ValueError: for images outside [0, 1] or not finite, labels out of range, targets that equal the label, or a model that
-                does not return logits; it says what arrived.
+            ValueError: for images outside [0, 1] or not finite, labels out of range, targets that equal the label, a model that does
+                not return what the task reads, or an attack that makes no sense for the task; it says what arrived.
         """
         if isinstance(images, Tensor) and images.ndim == 4 and len(images) == 0 and len(labels) == 0:
             return images
@@ -109,24 +114,60 @@ class ImageAttack(Config):
                 f"targets are only aimed at with goal 'targeted'; this attack has goal {self.goal!r}: "
                 f"{type(self).__name__}(goal='targeted', ...)"
             )
+        self.check_task("classification" if task is None else task.name)
+        outputs = _first_outputs(model, images.float())
         if task is None:
-            task = _logits_task(model, images.float(), labels, targets)
+            task = _logits_task(outputs)
+        check_answers(task, outputs, labels, targets, len(images))
         outcome = self.run(task, model, images.float(), labels, targets=targets, compute=compute)
         return outcome.images.to(images.dtype)
 
+    def check_task(self, task: str) -> None:
+        """Raises ValueError if the attack makes no sense for the task of this name."""
+        if task not in self.tasks:
+            raise ValueError(f"{self.name} attacks {' and '.join(self.tasks)}, not {task}")
+
 
 @torch.no_grad()
-def _logits_task(model: nn.Module, images: Images, labels: Tensor, targets: Tensor | None) -> LogitsTask:
-    """The task of this model, whose first answers are looked at."""
+def _first_outputs(model: nn.Module, images: Images) -> Any:
+    """What the model makes of the first images."""
     with frozen(model):
-        outputs: Any = model(images[:8])
+        return model(images[:8])
+
+
+def _logits_task(outputs: Any) -> LogitsTask:
+    """The task of a classifier that answers so."""
     num_classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else 2
     check_classifier_outputs(outputs, max(num_classes, 2))
-    task = LogitsTask(num_classes)
-    task.check_labels(labels, len(images))
-    if targets is not None:
-        task.check_labels(targets, len(images))
-    return task
+    return LogitsTask(num_classes)
+
+
+def check_answers(task: Task, outputs: Any, labels: Tensor, targets: Tensor | None, num_images: int) -> None:
+    """The task's own checks of what a model returned and of labels, where it has any.
+
+    Raises:
+        ValueError: saying what arrived.
+    """
+    if isinstance(task, ChecksOutputs):
+        task.check_outputs(outputs)
+    if isinstance(task, ChecksLabels):
+        for given in (labels, targets):
+            if given is not None:
+                task.check_labels(given, num_images)
+
+
+@runtime_checkable
+class ChecksOutputs(Protocol):
+    """A task that knows what a model must return."""
+
+    def check_outputs(self, outputs: Any) -> None: ...
+
+
+@runtime_checkable
+class ChecksLabels(Protocol):
+    """A task that knows what labels must be."""
+
+    def check_labels(self, labels: Tensor, num_examples: int | None = None) -> None: ...
 
 
 def positions(images: Images, ids: Tensor | None) -> Tensor:

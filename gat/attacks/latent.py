@@ -11,19 +11,19 @@ from gat.config import Config
 from gat.latents import Latents, lookup, select
 from gat.protocols import Space, Task
 
-Part = Literal["style", "noise", "both"]
+Part = Literal["style", "noise", "gamma", "beta", "both"]
 Group = Literal["coarse", "middle", "fine", "all"]
 
 
 class LatentAttack(Config):
-    """Sign steps on style and noise until the model is fooled.
+    """Sign steps on style and noise, or on gamma and beta, until the model is fooled.
 
     Source: the paper's Eqs. 1-4. Differences that the defaults make: step sizes are relative, and the true label's loss is
     ascended, which fools more on small images than aiming at the least likely class (set `goal: least_likely` for the paper's
     update; `PAPER_STEP_SIZE` holds its absolute step sizes).
 
     Attributes:
-        move: which kinds of latents.
+        move: which kinds of latents; 'both' is style and noise, or gamma and beta, whichever the generator has.
         group: which resolutions; what is coarse, middle or fine is the space's to say.
         sites: globs that replace `move` and `group`, for any other choice of layers.
         step_size: by glob; the last one that matches a site counts.
@@ -80,7 +80,7 @@ class LatentAttack(Config):
         """
         if self.sites:
             return select(space.sites, self.sites)
-        kinds = {"style": ("style",), "noise": ("noise",), "both": ("style", "noise")}[self.move]
+        kinds = ("style", "noise", "gamma", "beta") if self.move == "both" else (self.move,)
         chosen = [
             name
             for name, site in space.sites.items()

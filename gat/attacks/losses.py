@@ -4,14 +4,37 @@ Without targets the loss grows as the label loses; with them it grows as the tar
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from gat.latents import PerExample
+from gat.protocols import Task
 
 Logits = Float[Tensor, "b k"]
-Loss = Callable[[Tensor, Tensor, Tensor | None], PerExample]
+Loss = Callable[[Any, Tensor, Tensor | None], PerExample]
+
+
+@runtime_checkable
+class HasMargin(Protocol):
+    """A task that can say by how much an answer is right."""
+
+    def margin(self, outputs: Any, labels: Tensor) -> PerExample:
+        """By how much the label leads: positive where the answer is right."""
+        ...
+
+
+def margin_of(task: Task) -> Loss | None:
+    """How much the label has lost its lead, or the target won it: for classifiers the `margin` below, for other tasks what they call
+    so. None, the task's loss, for a task without."""
+    if not isinstance(task, HasMargin):
+        return None
+
+    def loss(outputs: Any, labels: Tensor, targets: Tensor | None) -> PerExample:
+        return -task.margin(outputs, labels) if targets is None else task.margin(outputs, targets)
+
+    return loss
 
 
 def _own(logits: Logits, classes: Tensor) -> PerExample:

@@ -1,7 +1,7 @@
 """What attacks have in common that look for the smallest change that fools, rather than for the best within a budget."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -125,6 +125,7 @@ class MinimumNorm(ImageAttack):
             of them, and one without keeps its image.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     norm: Norm = "l2"
     eps: float | None = Field(None, ge=0)
 
@@ -159,12 +160,15 @@ class MinimumNorm(ImageAttack):
         iterations, zero_gradients = torch.zeros_like(everyone), torch.zeros_like(everyone)
         trajectory = None
         with frozen(model):
-            before = self._look(task, model, images, labels, compute)
-            if before.outputs.ndim != 2:
+            if labels.ndim != 1:
                 raise ValueError(
-                    f"{self.name} needs a classifier, logits [b, k]; got outputs {list(before.outputs.shape)}"
+                    f"{self.name} needs a classifier, one label per image; got labels {list(labels.shape)}"
                 )
-            targets = choose_targets(task, before.outputs, labels, self.goal, targets)
+            before = self._look(
+                task, model, images, labels, compute, least_likely=self.goal == "least_likely", outputs=True
+            )
+            assert before.outputs is not None
+            targets = choose_targets(before, labels, self.goal, targets)
             case = Case(
                 task, model, before.images, labels, positions(images, ids), targets, self.goal == "targeted",
                 before.outputs,
@@ -203,8 +207,8 @@ class MinimumNorm(ImageAttack):
             inside = case.distance <= (torch.inf if self.eps is None else self.eps)
             inside &= ~case.distance.isinf()
             found = torch.where(per_example(inside, images), case.nearest, before.images)
-            after = self._look(task, model, found, labels, compute)
-        hit = ~task.wrong(after.outputs, targets) if case.must_hit and targets is not None else after.wrong
+            after = self._look(task, model, found, labels, compute, targets=targets)
+        hit = after.fooled(case.must_hit)
         change = found - before.images
         return Outcome(
             start_images=before.images,
@@ -225,10 +229,12 @@ class MinimumNorm(ImageAttack):
         )
 
     @staticmethod
-    def _look(task: Task, model: nn.Module, images: Images, labels: Tensor, compute: Compute) -> Look:
+    def _look(
+        task: Task, model: nn.Module, images: Images, labels: Tensor, compute: Compute, **asked: Any
+    ) -> Look:
         space = PixelSpace(tuple(images.shape[1:]))
         renderer = space.freeze({"pixels": images}, ["pixels"])
-        return look(task, model, renderer, {"pixels": images}, labels, compute.width)
+        return look(task, model, renderer, {"pixels": images}, labels, compute.width, **asked)
 
 
 NEAREST = 2

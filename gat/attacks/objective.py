@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,18 @@ from gat.attacks.losses import Loss
 from gat.latents import Images, Latents, PerExample, Rows, Verdicts
 from gat.protocols import Renderer, Task
 
-Answers = Callable[[Images], Tensor]
+
+@runtime_checkable
+class LossByExample(Protocol):
+    """A loss that is not the same for all examples at a time: it depends on how far they have come, for instance."""
+
+    def of(self, rows: Rows) -> Loss:
+        """The loss of these examples."""
+        ...
+
+
+AnyLoss = Loss | LossByExample
+Answers = Callable[[Images], Any]
 Penalty = Callable[[Latents, Images, Rows], tuple[PerExample, Verdicts]]
 """Moved latents, their images, which examples they are -> what to subtract from the loss, and whether the iterate is allowed."""
 
@@ -25,7 +37,7 @@ class TaskObjective:
     Args:
         labels, targets: of all examples; rows index them.
         autocast: dtype of the model's and the renderer's mixed precision; None is float32. Loss and verdict are float32.
-        loss: instead of the task's own, see `gat.attacks.losses`.
+        loss: instead of the task's own, see `gat.attacks.losses` and `LossByExample`.
         penalty: subtracted from the loss; only iterates that it allows can fool.
     """
 
@@ -38,14 +50,15 @@ class TaskObjective:
         targets: Tensor | None = None,
         must_hit: bool = False,
         autocast: torch.dtype | None = None,
-        loss: Loss | None = None,
+        loss: AnyLoss | None = None,
         penalty: Penalty | None = None,
     ) -> None:
         if must_hit and targets is None:
             raise ValueError("a targeted attack needs targets")
         self.task, self.model, self.renderer = task, model, renderer
         self.labels, self.targets, self.must_hit, self.autocast = labels, targets, must_hit, autocast
-        self.loss, self.penalty = loss or self._task_loss, penalty
+        self.loss: AnyLoss = loss or self._task_loss
+        self.penalty = penalty
 
     def __call__(self, latents: Latents, rows: Rows) -> tuple[PerExample, Verdicts]:
         with mixed_precision(self.labels.device, self.autocast):
@@ -53,7 +66,8 @@ class TaskObjective:
             outputs = self.model(images)
         labels = self.labels[rows]
         targets = None if self.targets is None else self.targets[rows]
-        loss = self.loss(outputs, labels, targets)
+        ascended = self.loss.of(rows) if isinstance(self.loss, LossByExample) else self.loss
+        loss = ascended(outputs, labels, targets)
         if self.must_hit and targets is not None:
             fooled = ~self.task.wrong(outputs, targets)
         else:
@@ -63,7 +77,7 @@ class TaskObjective:
             loss, fooled = loss - cost, fooled & allowed
         return loss, fooled
 
-    def _task_loss(self, outputs: Tensor, labels: Tensor, targets: Tensor | None) -> PerExample:
+    def _task_loss(self, outputs: Any, labels: Tensor, targets: Tensor | None) -> PerExample:
         return self.task.loss(outputs, labels) if targets is None else -self.task.loss(outputs, targets)
 
 

@@ -5,7 +5,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from gat.attacks.ascent import Move
 from gat.attacks.image_attack import ImageAttack, positions
+from gat.attacks.objective import AnyLoss
 from gat.attacks.run import Compute, Outcome, run_attack
 from gat.attacks.steps import NORMS, Norm, Steps
 from gat.latents import Images, Rows, per_example, seeded_normal, seeded_uniform
@@ -69,11 +71,16 @@ class PGD(ImageAttack):
                 {"pixels": steps.confine("pixels", images + self._noise(images, ids, restart), images)}
                 for restart in range(self.restarts)
             ]
+        move, loss = self._guide(steps, labels)
         return run_attack(
-            task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, steps, ["pixels"], self.steps,
-            goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, starts=starts, compute=compute,
-            record=record,
+            task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, move, ["pixels"], self.steps,
+            goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, starts=starts, loss=loss,
+            compute=compute, record=record,
         )  # fmt: skip
+
+    def _guide(self, steps: Steps, labels: Tensor) -> tuple[Move, AnyLoss | None]:
+        """The step rule, and what to ascend instead of the task's loss."""
+        return steps, None
 
     def _noise(self, images: Images, ids: Rows, restart: int) -> Images:
         return uniform_in_ball(images, self.eps, self.norm, self.seed, ids, f"pgd/{restart}")

@@ -1,7 +1,7 @@
 """One attack on one batch, from start to verdict: the part that all attacks share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gat.attacks.ascent import Keep, Move, ascend
 from gat.attacks.frozen import frozen
-from gat.attacks.losses import Loss
-from gat.attacks.objective import Penalty, TaskObjective, mixed_precision
+from gat.attacks.objective import AnyLoss, Penalty, TaskObjective, mixed_precision
 from gat.attacks.steps import l2_norm, linf_norm
 from gat.latents import Images, Latents, PerExample, Verdicts, split, take
 from gat.protocols import Renderer, Space, Task
@@ -80,35 +79,68 @@ class Compute:
 
 @dataclass
 class Look:
-    """The model's float32 view of some images."""
+    """The model's float32 view of some images.
+
+    Attributes:
+        hit: whether the answer is the target; None without targets.
+        least_likely: what the answer is furthest from; None if it was not asked for.
+        outputs: of the model; None if they were not asked for.
+    """
 
     images: Images
-    outputs: Tensor
     loss: PerExample
     wrong: Verdicts
-    predictions: Tensor = field(default_factory=lambda: torch.empty(0))
+    predictions: Tensor
+    hit: Verdicts | None = None
+    least_likely: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def fooled(self, must_hit: bool) -> Verdicts:
+        """Wrong, or with `must_hit` the target."""
+        return self.hit if must_hit and self.hit is not None else self.wrong
 
 
 @torch.no_grad()
 def look(
-    task: Task, model: nn.Module, renderer: Renderer, moved: Latents, labels: Tensor, width: int
+    task: Task,
+    model: nn.Module,
+    renderer: Renderer,
+    moved: Latents,
+    labels: Tensor,
+    width: int,
+    *,
+    targets: Tensor | None = None,
+    least_likely: bool = False,
+    outputs: bool = False,
 ) -> Look:
-    """Render and judge all examples in batches of `width`, in float32, whatever precision the attack uses."""
-    images, outputs = [], []
+    """Render and judge all examples in batches of `width`, in float32, whatever precision the attack uses.
+
+    What a model returns is the task's to read: it may be anything, and is only kept, as one tensor, if `outputs` asks for it.
+    """
+    seen: dict[str, list[Tensor]] = {}
     with mixed_precision(labels.device, None):
         for rows in torch.arange(len(labels), device=labels.device).split(width):
-            images.append(renderer(take(moved, rows), rows).float())
-            outputs.append(model(images[-1]).float())
-    every = torch.cat(outputs)
-    return Look(
-        torch.cat(images), every, task.loss(every, labels), task.wrong(every, labels), task.predict(every)
-    )
+            images = renderer(take(moved, rows), rows).float()
+            answer, own = model(images), labels[rows]
+            part = {
+                "images": images,
+                "loss": task.loss(answer, own),
+                "wrong": task.wrong(answer, own),
+                "predictions": task.predict(answer),
+            }
+            if targets is not None:
+                part["hit"] = ~task.wrong(answer, targets[rows])
+            if least_likely:
+                part["least_likely"] = task.least_likely(answer, own)
+            if outputs:
+                part["outputs"] = answer.float()
+            for name, value in part.items():
+                seen.setdefault(name, []).append(value)
+    return Look(**{name: torch.cat(values) for name, values in seen.items()})
 
 
-def choose_targets(
-    task: Task, outputs: Tensor, labels: Tensor, goal: Goal, targets: Tensor | None
-) -> Tensor | None:
-    """The classes to aim at: none, the least likely of each example (but never its label), or the given ones.
+def choose_targets(before: Look, labels: Tensor, goal: Goal, targets: Tensor | None) -> Tensor | None:
+    """What to aim at: nothing, the least likely answer of each example (but never its label), or the given ones.
 
     Raises:
         ValueError: for a targeted attack without targets or with one that is the label.
@@ -116,11 +148,12 @@ def choose_targets(
     if goal == "loss":
         return None
     if goal == "least_likely":
-        return task.least_likely(outputs, labels)
+        return before.least_likely
     if targets is None:
-        raise ValueError("a targeted attack needs targets, one class per example")
-    if bool((targets == labels).any()):
-        raise ValueError(f"{int((targets == labels).sum())} targets equal the label; aim at another class")
+        raise ValueError("a targeted attack needs targets, one per example")
+    same = (targets == labels).flatten(1).all(1) if labels.ndim > 1 else targets == labels
+    if bool(same.any()):
+        raise ValueError(f"{int(same.sum())} targets equal the label; aim at something else")
     return targets
 
 
@@ -139,7 +172,7 @@ def run_attack(
     stop_when_fooled: bool = True,
     keep: Keep = "best",
     starts: Sequence[Latents] | None = None,
-    loss: Loss | None = None,
+    loss: AnyLoss | None = None,
     penalty: Penalty | None = None,
     must_hit: bool | None = None,
     use_gradient: bool = True,
@@ -158,7 +191,7 @@ def run_attack(
             paper's choice); 'targeted' descends that of `targets` and only counts hits.
         starts: alternative first iterates of the moved sites (random restarts), tried in turn on what is not fooled yet;
             distances are measured from `latents` all the same.
-        loss: what to ascend instead of the task's loss, see `gat.attacks.losses`.
+        loss: what to ascend instead of the task's loss, see `gat.attacks.losses` and `gat.attacks.objective`.
         penalty: see `gat.attacks.objective`. An image that it does not allow is no success; asked once more in the end.
         use_gradient: see `ascend`.
         must_hit: whether only a target counts as success; None: for goal 'targeted'.
@@ -171,8 +204,8 @@ def run_attack(
     home, _ = split(latents, moved)
     with frozen(model):
         renderer = space.freeze(latents, moved)
-        before = look(task, model, renderer, home, labels, compute.width)
-        targets = choose_targets(task, before.outputs, labels, goal, targets)
+        before = look(task, model, renderer, home, labels, compute.width, least_likely=goal == "least_likely")
+        targets = choose_targets(before, labels, goal, targets)
         must_hit = goal == "targeted" if must_hit is None else must_hit
         objective = TaskObjective(
             task, model, renderer, labels, targets, must_hit, compute.autocast, loss, penalty
@@ -221,8 +254,10 @@ def run_attack(
             zero_gradients[todo] += ascent.zero_gradients
             if record:
                 trajectory = _render_trajectory(renderer, ascent.trajectory, home, todo, compute.width)
-        after = look(task, model, renderer, best, labels, compute.width)
-        hit = ~task.wrong(after.outputs, targets) if must_hit and targets is not None else after.wrong
+        if record and trajectory is None:  # nobody was attacked: everyone stands still
+            trajectory = before.images.expand(max_steps + 1, *before.images.shape)
+        after = look(task, model, renderer, best, labels, compute.width, targets=targets)
+        hit = after.fooled(must_hit)
         if penalty is not None:
             hit = hit & _allowed(penalty, best, after.images, compute.width)
     return Outcome(

@@ -14,7 +14,7 @@ class Spatial(FieldAttack):
     """Bends the image: every pixel is looked up up to `bound` beside its place, in each direction.
 
     The paper bounds no flow and minimises loss and roughness by L-BFGS; bound, Adam and weights are those of Laidlaw et al. 2021,
-    whose experiments most tables follow.
+    whose experiments most tables follow. Labels of pixels and boxes keep their places, while what they are about moves by up to `bound`.
 
     Attributes:
         bound: of the flow along either axis.

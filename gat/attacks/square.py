@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gat.attacks.ascent import Slots
 from gat.attacks.image_attack import ImageAttack, positions
-from gat.attacks.losses import margin
+from gat.attacks.losses import margin_of
 from gat.attacks.pgd import ball
 from gat.attacks.run import Compute, Outcome, run_attack
 from gat.attacks.steps import NORMS, Norm, project
@@ -72,7 +72,7 @@ class Square(ImageAttack):
         search = Squares(self, images, positions(images, ids))
         return run_attack(
             task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, search, ["pixels"],
-            self.queries, goal=self.goal, targets=targets, loss=margin, use_gradient=False, compute=compute, record=record,
+            self.queries, goal=self.goal, targets=targets, loss=margin_of(task), use_gradient=False, compute=compute, record=record,
             starts=[{"pixels": search.start(images, restart)} for restart in range(self.restarts)],
         )  # fmt: skip
 

@@ -47,6 +47,10 @@ class WorstOf(ImageAttack):
         families = list(dict.fromkeys(attack.family for attack in self.attacks))
         return families[0] if len(families) == 1 else self.name
 
+    def check_task(self, task: str) -> None:
+        for attack in self.attacks:
+            attack.check_task(task)
+
     @property
     def summary(self) -> str:
         return "worst of: " + " | ".join(f"{attack.name} {attack.summary}" for attack in self.attacks)

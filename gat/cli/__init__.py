@@ -26,7 +26,7 @@ COMMANDS = {
     "attack": "attack a trained classifier and keep the pictures",
     "evaluate": "measure clean and attacked accuracy of the models of a run",
     "sample": "draw images from a generator's checkpoint",
-    "convert": "turn a foreign StyleGAN2 checkpoint into safetensors",
+    "convert": "turn a foreign StyleGAN2 or SPADE checkpoint into safetensors",
     "reproduce": "make a table of the paper again, every row and seed of it",
     "report": "write the page of a run",
     "doctor": "check this machine and this installation",

@@ -9,11 +9,13 @@ Example:
 `key=value` words set the attack's own settings; `--attack` says which attack: latent, pgd, spatial, ... (--help lists them).
 A .png shows, from top to bottom, start, attacked image and four times their difference, one column per example. An .npz holds
 `start_images` and `images` [n, h, w, 3] uint8, `labels`, `clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
+Scenes have label maps or boxes for labels and predictions, and scores instead of classes in the table.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,11 @@ from gat.attacks.run import Outcome
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import ConfigError, load
+from gat.evaluation.evaluate import draws_classes
+from gat.protocols import Task
 from gat.report.gallery import to_uint8
+from gat.training.methods import Batch
+from tasks.datasets import SceneDataset
 
 PER_BAND = 10  # examples side by side in a sheet
 
@@ -60,27 +66,28 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, *(["goal=targeted"] if args.target else [])]
     attack = load(ATTACKS[args.attack], [], overrides)
     current = open_run(load(RunConfig, [settings], [f"out={args.run}"]))
-    classes = current.train_data.classes
+    classes, task = current.train_data.classes, current.tools.task
+    if task.name != "classification" and (args.labels or args.target):
+        raise ConfigError(f"--labels and --target choose classes of pictures; {task.name} has none to choose")
     labels_wanted = parse_classes(args.labels, classes) if args.labels else list(range(len(classes)))
     target = parse_classes(args.target, classes)[0] if args.target else None
     if target is not None and args.labels is None:
         labels_wanted.remove(target)  # nothing is aimed at its own class
 
     model = current.finished_model(args.model)
-    labels, ids = starts(current, attack, labels_wanted, args.n, args.seed)
+    ids, batch = starts(current, attack, labels_wanted, args.n, args.seed)
+    labels = batch.labels
     targets = None if target is None else torch.full_like(labels, target)
-    task, compute = current.tools.task, current.tools.compute
+    compute = current.tools.compute
     if isinstance(attack, ImageAttack):
-        batch = default_collate([current.test_data[int(i)] for i in ids])
-        images = batch["images"].to(labels.device)
-        outcome = attack.run(task, model, images, labels, targets=targets, compute=compute, ids=ids)
+        outcome = attack.run(task, model, batch.images, labels, targets=targets, compute=compute, ids=ids)
     else:
         space = current.tools.generator
         assert space is not None
-        latents = space.sample(labels, ids, args.seed)
+        latents = space.sample(batch.conditions(space), ids, args.seed)
         outcome = attack.run(task, model, space, latents, labels, targets=targets, compute=compute)
     write(args.out, outcome, labels, classes)
-    show(args, outcome, labels, classes)
+    show(args, task, outcome, ids, labels, classes)
     return 0
 
 
@@ -105,22 +112,25 @@ def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
 
 def starts(
     run: Run, attack: LatentAttack | ImageAttack, wanted: list[int], n: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and ids: of random latents of the wanted classes in turn, or of a seeded choice of test images of them.
+) -> tuple[torch.Tensor, Batch]:
+    """Ids and examples to begin with: random latents of the wanted classes in turn (they have no images yet), or a seeded choice
+    of test images of these classes, or of scenes.
 
     Raises:
         ConfigError: for an attack on latents in a run without a generator.
     """
-    device = run.accelerator.device
-    if attack.needs == "generator":
-        if run.tools.generator is None:
-            raise ConfigError(
-                "this run has no generator, so there are no latents to attack; take --attack pgd"
-            )
-        return torch.tensor(wanted, device=device).repeat(n // len(wanted) + 1)[:n], torch.arange(n)
-    fitting = torch.isin(run.test_data.labels, torch.tensor(wanted)).nonzero().squeeze(1)
+    device, data = run.accelerator.device, run.test_data
+    if attack.needs == "generator" and run.tools.generator is None:
+        raise ConfigError("this run has no generator, so there are no latents to attack; take --attack pgd")
+    if draws_classes(attack, run.tools):
+        labels = torch.tensor(wanted, device=device).repeat(n // len(wanted) + 1)[:n]
+        return torch.arange(n), Batch(torch.empty(n, 0, 0, 0, device=device), labels)
+    fitting = torch.arange(len(data))
+    if not isinstance(data, SceneDataset):
+        fitting = torch.isin(data.labels, torch.tensor(wanted)).nonzero().squeeze(1)
     chosen = fitting[torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))[:n]]
-    return run.test_data.labels[chosen].to(device), chosen
+    items = default_collate([data[int(i)] for i in chosen])
+    return chosen, Batch(**{part: items[part].to(device) for part in Batch._fields if part in items})
 
 
 def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
@@ -150,21 +160,32 @@ def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str
     )
 
 
-def show(args: argparse.Namespace, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
-    """One line per example, or JSON."""
-    rows = [
-        {
-            "label": classes[label],
-            "before": classes[before],
-            "after": classes[after],
-            "fooled": fooled,
-            "iterations": steps,
-        }
-        for label, before, after, fooled, steps in zip(
-            labels.tolist(), outcome.clean_predictions.tolist(), outcome.predictions.tolist(), outcome.success.tolist(),
-            outcome.iterations.tolist(), strict=True,
-        )
-    ]  # fmt: skip
+def show(
+    args: argparse.Namespace,
+    task: Task,
+    outcome: Outcome,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    classes: tuple[str, ...],
+) -> None:
+    """One line per example, or JSON: what it was called before and after, or how well the scene was read."""
+    rows: list[dict[str, Any]]
+    if task.name == "classification":
+        named = (labels, outcome.clean_predictions, outcome.predictions)
+        rows = [
+            dict(zip(("label", "before", "after"), (classes[i] for i in row), strict=True))
+            for row in zip(*(column.tolist() for column in named), strict=True)
+        ]
+    else:
+        scores = [task.score(answers, labels) for answers in (outcome.clean_predictions, outcome.predictions)]
+        rows = [
+            {"scene": example, "before": round(before, 3), "after": round(after, 3)}
+            for example, before, after in zip(
+                ids.tolist(), *(score.tolist() for score in scores), strict=True
+            )
+        ]
+    ends = zip(rows, outcome.success.tolist(), outcome.iterations.tolist(), strict=True)
+    rows = [row | {"fooled": fooled, "iterations": steps} for row, fooled, steps in ends]
     attacked = int(outcome.attacked.sum())
     if args.json:
         print(

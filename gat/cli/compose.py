@@ -21,15 +21,19 @@ from gat.attacks import Compute
 from gat.config import Config, ConfigError, dump, load
 from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
+from gat.evaluation.strips import StripSettings
 from gat.perceptual import add_network
+from gat.protocols import Task
 from gat.training.loop import TrainSettings
 from gat.training.methods import MethodConfig, Standard, Tools
 from generators import GeneratorConfig
 from tasks.classification import ClassificationTask
-from tasks.datasets import ClassificationDataset, DatasetConfig
+from tasks.datasets import Dataset, DatasetConfig, SceneDataset
 from tasks.datasets.fashion_mnist import FashionMNISTConfig
-from tasks.models import ModelConfig
+from tasks.detection import DetectionTask
+from tasks.models import MODELS, ModelConfig
 from tasks.models.small_resnet import SmallResNetConfig
+from tasks.segmentation import SegmentationTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BASE = "base"  # what both models start from
@@ -37,17 +41,18 @@ ORIGINAL = "original"  # the model before the method, in records and tables
 
 
 class RunConfig(Config):
-    """One run: teach a classifier on clean images, go on with a method, judge both.
+    """One run: teach a model on clean images, go on with a method, judge both.
 
     Attributes:
         name: of the run; its folder is `out` or runs/<name>.
-        data: images and labels.
-        model: the classifier. With `weights` it starts from those and `base` is skipped.
+        data: images and labels, which say what the task is.
+        model: a classifier, segmenter or detector, as the data asks for. With `weights` it starts from those and `base` is skipped.
         generator: whose latents are moved; needed by the gat method and by attacks on latents.
-        oracle: an independent, robust classifier that judges whether adversarial images still show their label. It is never
-            attacked and never trained on. Give it `weights`.
+        oracle: an independent, robust classifier that judges whether adversarial images still show their label; for scenes a
+            segmenter that reads the layout off them. It is never attacked and never trained on. Give it `weights`.
         base: training on clean images, from random weights.
         label_smoothing: of all training losses; attacks and evaluation know nothing of it.
+        gallery, strips: what the page shows, of pictures and of scenes.
         method, train: what follows from there. The original is trained as long on clean images, for comparison.
         mixed_precision: None leaves it to `accelerate launch --mixed_precision`.
         trackers: besides metrics.jsonl: tensorboard, trackio, wandb.
@@ -66,6 +71,7 @@ class RunConfig(Config):
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gallery: GallerySettings | None = None
+    strips: StripSettings | None = None
     width: int = Field(128, ge=1, description="batch size of attacks while training")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
@@ -82,12 +88,12 @@ class Run:
 
     config: RunConfig
     accelerator: Accelerator
-    train_data: ClassificationDataset
-    test_data: ClassificationDataset
+    train_data: Dataset
+    test_data: Dataset
     tools: Tools
 
     def new_model(self) -> nn.Module:
-        """A freshly built classifier; the same for the same seed."""
+        """A freshly built model; the same for the same seed."""
         torch.manual_seed(self.config.seed)
         image_size = self.train_data[0]["images"].shape[-1]
         return self.config.model.build(len(self.train_data.classes), image_size).to(self.accelerator.device)
@@ -121,7 +127,7 @@ class Run:
 
 
 def open_run(config: RunConfig) -> Run:
-    """Build everything but the classifier.
+    """Build everything but the model.
 
     Raises:
         ConfigError: if the settings do not fit each other or this machine.
@@ -149,16 +155,33 @@ def open_run(config: RunConfig) -> Run:
         raise ConfigError("mixed_precision fp16 does nothing on a CPU; take bf16 or no")
     accelerator.init_trackers(config.name)
 
+    if config.model.task != config.data.task:
+        raise ConfigError(
+            f"model {config.model.name} is for {config.model.task}, but data {config.data.name} is for {config.data.task}; "
+            f"models for it: {', '.join(name for name, model in MODELS.items() if model.task == config.data.task)}"
+        )
+    if config.oracle is not None and config.oracle.task != (
+        wanted_oracle := "classification" if config.data.task == "classification" else "segmentation"
+    ):
+        raise ConfigError(
+            f"oracle {config.oracle.name} is for {config.oracle.task}; what {config.data.task} shows is judged by {wanted_oracle}"
+        )
     train_data, test_data = config.data.build("train"), config.data.build("test")
     compute = Compute.of(accelerator.mixed_precision, config.width)
     generator = None
     if config.generator is not None:
         dtype = compute.autocast if compute.autocast == torch.bfloat16 else torch.float32
-        generator = config.generator.build(train_data.classes, accelerator.device, dtype)
-        drawn, wanted = generator.generator.config.img_resolution, train_data[0]["images"].shape[-1]
+        generator = config.generator.build(_drawn_classes(train_data), accelerator.device, dtype)
+        drawn, wanted = tuple(generator.image_size), tuple(train_data[0]["images"].shape[-2:])
         if drawn != wanted:
             raise ConfigError(
-                f"the generator draws {drawn} px images, but the data has {wanted} px; set the data's size"
+                f"the generator draws images of {drawn[0]}x{drawn[1]} px, but the data has {wanted[0]}x{wanted[1]} px; "
+                "set the data's size"
+            )
+        if generator.conditions == "layouts" and "layouts" not in train_data[0]:
+            raise ConfigError(
+                f"generator {config.generator.name} draws scenes from layouts, and data {config.data.name} has none; "
+                "on offer for it: generator.name=stylegan2"
             )
     oracle = None
     if config.oracle is not None:
@@ -168,9 +191,10 @@ def open_run(config: RunConfig) -> Run:
         if not weights.is_file() and (REPOSITORY / weights).is_file():
             weights = REPOSITORY / weights
         settings = config.oracle.model_copy(update={"weights": weights})
-        oracle = settings.build(len(train_data.classes), train_data[0]["images"].shape[-1])
+        oracle = settings.build(len(_drawn_classes(train_data)), train_data[0]["images"].shape[-1])
         oracle = oracle.to(accelerator.device).eval().requires_grad_(False)
-        add_network("oracle", oracle)  # a network for perceptual attacks that is not the attacked one
+        if settings.task == "classification":
+            add_network("oracle", oracle)  # a network for perceptual attacks that is not the attacked one
     identity = hashlib.sha256(
         "|".join(
             [
@@ -183,10 +207,28 @@ def open_run(config: RunConfig) -> Run:
             ]
         ).encode()
     ).hexdigest()
-    task = ClassificationTask(train_data.classes, config.label_smoothing)
+    task = _task(config, train_data.classes)
     tools = Tools(task, generator, oracle, compute, identity)
     config.method.check(tools)
     return Run(config, accelerator, train_data, test_data, tools)
+
+
+def _drawn_classes(data: Dataset) -> tuple[str, ...]:
+    """What a generator of such pictures draws, and an oracle reads: the layout's classes of scenes, else those of the labels."""
+    return data.layout_classes if isinstance(data, SceneDataset) else data.classes
+
+
+def _task(config: RunConfig, classes: tuple[str, ...]) -> Task:
+    """The data's task.
+
+    Raises:
+        ConfigError: for label smoothing where it means nothing.
+    """
+    if config.data.task == "classification":
+        return ClassificationTask(classes, config.label_smoothing)
+    if config.label_smoothing:
+        raise ConfigError(f"label_smoothing is for classification, not for {config.data.task}")
+    return SegmentationTask(classes) if config.data.task == "segmentation" else DetectionTask(classes)
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -198,7 +240,7 @@ def check_same_run(config: RunConfig) -> None:
     earlier_file = config.folder / "config.yaml"
     if not earlier_file.is_file() or not any(config.folder.glob("training/*/state.pt")):
         return
-    judging = {"name", "out", "evaluation", "gallery", "oracle", "trackers"}
+    judging = {"name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"}
     earlier, now = (
         c.model_dump(mode="json", exclude=judging) for c in (load(RunConfig, [earlier_file]), config)
     )
@@ -220,6 +262,7 @@ def write_provenance(run: Run) -> None:
     packages = ("torch", "torchvision", "accelerate", "timm", "numpy")
     facts: dict[str, Any] = {
         "command": f"python train_gat.py --config {folder / 'config.yaml'}",
+        "task": run.tools.task.name,
         "classes": list(run.train_data.classes),
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "trained_on": {ORIGINAL: [], config.method.name: list(config.method.trained_on())},

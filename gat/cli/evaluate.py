@@ -32,7 +32,7 @@ from gat.evaluation.suites import SUITES, Protocol, suite
 from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.gallery import write_gallery
-from gat.report.page import compute
+from gat.report.results import compute
 from gat.report.statistics import Aggregate, Summary
 
 JUDGE = "oracle"  # the network with whose features suites measure perceptual distances: the run's oracle

@@ -1,15 +1,20 @@
-"""Draw images from a StyleGAN2 checkpoint, foreign or our own.
+"""Draw images from a StyleGAN2 or SPADE checkpoint, foreign or our own.
 
-Uses the official seed convention: z = numpy.random.RandomState(seed).randn(1, z_dim), so a seed draws what the official
+StyleGAN2 uses the official seed convention: z = numpy.random.RandomState(seed).randn(1, z_dim), so a seed draws what the official
 generate.py draws with it. A class-conditional generator draws every seed for every label.
 
 Example:
     gat sample fashion_mnist_32.safetensors --seeds 0-9 --labels all --psi 0.7 --out sheet.png --grid
     gat sample stylegan2-ffhq.pkl --seeds 0-3,17 --noise const --out faces.npz
+    gat sample coco.safetensors --semantics seg.npz --out scenes.npz
+    gat sample coco.safetensors --semantics labels/ --instances instances/ --resize --out scene.png
 
 An .npz holds `images` [n, h, w, c] uint8, `images_float` [n, c, h, w] float32 (the network's output, nominally in [-1, 1]),
 `seeds`, `labels` (-1 if unconditional), `classes`, `psi` and `noise`. A .png is one image; several become one file each, or a
 sheet with --grid: a row per label, a column per seed.
+
+SPADE draws what --semantics says, see `gat.cli.sample_scenes`; of the other options it knows --seeds (one, for z), --batch-size,
+--device and --json.
 """
 
 import argparse
@@ -26,7 +31,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from gat.cli import sample_scenes
 from gat.progress import progress
+from generators.spade.checkpoint import is_spade
 from generators.stylegan2.checkpoints import Checkpoint, read_checkpoint
 from generators.stylegan2.networks import Generator
 from generators.stylegan2.settings import WEIGHTS
@@ -64,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="const",
         help="noise inputs: the checkpoint's, the seed's own, or none (default: const)",
     )
+    parser.add_argument(
+        "--semantics", type=Path, help="SPADE: an .npz with `seg`, a label map as .png, or a folder of those"
+    )
+    parser.add_argument("--instances", type=Path, help="SPADE: instance maps of the same names")
+    parser.add_argument("--resize", action="store_true", help="SPADE: label maps to the generator's size")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .npz or .png")
     parser.add_argument("--grid", action="store_true", help="one sheet instead of one .png per image")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
@@ -80,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size: wanted 1 or more, got {args.batch_size}")
     seeds = parse_seeds(args.seeds)
     shipped = WEIGHTS / args.checkpoint
-    checkpoint = read_checkpoint(
-        shipped if shipped.is_file() and not args.checkpoint.exists() else args.checkpoint
-    )
+    path = shipped if shipped.is_file() and not args.checkpoint.exists() else args.checkpoint
+    if is_spade(path):
+        return sample_scenes.run(args, path, seeds)
+    if args.semantics or args.instances or args.resize:
+        raise ValueError(f"--semantics: {path.name} is not a SPADE generator and draws from no label maps")
+    checkpoint = read_checkpoint(path)
     labels = parse_labels(args.labels, checkpoint)
     if len(seeds) * len(labels) > MAX_IMAGES:
         raise ValueError(

@@ -11,6 +11,7 @@ training/*/metrics.jsonl, records.jsonl, gallery.json and report.html.
 import argparse
 import json
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -18,8 +19,10 @@ from gat.cli.compose import BASE, ORIGINAL, Run, RunConfig, check_same_run, open
 from gat.config import dump, load
 from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery
+from gat.evaluation.strips import make_strips
 from gat.report import write_report
 from gat.report.gallery import write_gallery
+from gat.report.strips import SceneTask, write_strips
 from gat.training.loop import TrainSettings, train
 from gat.training.methods import Method, Standard
 
@@ -82,11 +85,15 @@ def train_models(current: Run) -> None:
 
 
 def judge(current: Run) -> None:
-    """Records and gallery of both models."""
+    """Records and pictures of both models."""
     config, tools = current.config, current.tools
     models = {name: current.finished_model(name) for name in (ORIGINAL, config.method.name)}
     evaluate(models, current.test_data, tools, config.evaluation, current.accelerator, config.folder)
     if config.gallery is not None and current.accelerator.is_main_process:
         items = make_gallery(models, tools, config.gallery)
         write_gallery(config.folder, items, current.train_data.classes, config.gallery.seed)
+    if config.strips is not None and current.accelerator.is_main_process:
+        strips = make_strips(models, current.test_data, tools, config.strips)
+        task = cast(SceneTask, tools.task.name)
+        write_strips(config.folder, strips, task, current.test_data.classes, config.strips.seed)
     current.accelerator.wait_for_everyone()

@@ -23,17 +23,21 @@ from gat.attacks import AttackConfig, ImageAttack, LatentAttack, Outcome
 from gat.attacks.frozen import frozen
 from gat.attacks.pgd import PGD
 from gat.config import Config
+from gat.evaluation.metrics import metric_rows
 from gat.evaluation.probe import NUM_PROBED, probe
 from gat.evaluation.records import Record, at_budget, budget, control, read_records, write_records
-from gat.latents import lookup
+from gat.latents import Images, PerExample, lookup
 from gat.progress import progress
 from gat.protocols import Examples
-from gat.training.methods import Tools
+from gat.training.methods import Batch, Tools
 
 AnyAttack = LatentAttack | ImageAttack
 
 Pictures = dict[str, Shaped[np.ndarray, "..."]]
 """'ids' and 'positions' [n], 'start' and 'images' [n, c, h, w], uint8 or float32."""
+
+UNKNOWN = 255
+"""Pixels of a semantic map that have no class."""
 
 NUM_TRANSFERRED = 100
 """Most images per model that are shown to the other models."""
@@ -153,7 +157,7 @@ def cells(
     found: dict[tuple[str, str], Cell] = {}
     for model in models:
         for name, moved in [("none", None), *plan.items()]:
-            order = _choose(dataset, name, moved, settings)
+            order = _choose(dataset, name, moved, settings, draws_classes(moved, tools))
             dull = moved is None or control(name) in {"long", "blackbox"} or budget(name)[1] != 1
             kept = 0 if dull else settings.num_pictures
             kept = max(kept, NUM_TRANSFERRED) if name == settings.transfer else kept
@@ -245,6 +249,11 @@ def evaluate(
             name: _probe(name, model, dataset, tools, settings, folder) for name, model in models.items()
         }
         _write_json(folder / "probes.json", probes)
+        if rows := metric_rows(records, tools.task):
+            headline = next(iter(rows[0]["metrics"]))
+            _write_json(
+                folder / "metrics.json", {"task": tools.task.name, "headline": headline, "rows": rows}
+            )
     accelerator.wait_for_everyone()
     return records
 
@@ -306,11 +315,22 @@ def _passes(cell: Cell) -> int:
     return len(cell.sources) + 1 if cell.attack is None else steps(cell.attack)
 
 
-def _choose(dataset: Examples, name: str, attack: AnyAttack | None, settings: EvaluationSettings) -> Tensor:
+def draws_classes(attack: AnyAttack | None, tools: Tools) -> bool:
+    """Whether this attack starts from pictures that a generator invents of a class, and so from nothing in the data set."""
+    if attack is None or attack.needs != "generator":
+        return False
+    return tools.generator is not None and tools.generator.conditions == "labels"
+
+
+def _choose(
+    dataset: Examples, name: str, attack: AnyAttack | None, settings: EvaluationSettings, invented: bool
+) -> Tensor:
     """Positions in the data set, or numbers of random latents, in a seeded order."""
     limit = lookup(settings.num, name)
-    if attack is not None and attack.needs == "generator":
+    if invented:
         total = wanted = settings.num_generated if limit is None else int(limit)
+    elif attack is not None and attack.needs == "generator":  # scenes: drawn from the data set's layouts
+        total, wanted = len(dataset), settings.num_generated if limit is None else int(limit)
     else:
         total = len(dataset)
         most = settings.num_clean if attack is None else settings.num_real
@@ -333,19 +353,19 @@ def _attack_chunk(
     if cell.sources:
         return _transferred(cell, model, chunk, tools, settings, device), {}
     attack = cell.attack
+    invented = draws_classes(attack, tools)
+    batch = {} if invented else default_collate([dataset[int(i)] for i in chunk])
+    ids = chunk if invented else batch["ids"]
+    layouts = batch["layouts"].to(device) if "layouts" in batch else None
     if attack is not None and not isinstance(attack, ImageAttack):
-        assert tools.generator is not None
-        labels, ids, source = (chunk % len(tools.generator.classes)).to(device), chunk, "generated"
-        latents = tools.generator.sample(labels, chunk, settings.seed)
-        outcome = attack.run(tools.task, model, tools.generator, latents, labels, compute=compute)
+        space, source = tools.generator, "generated"
+        assert space is not None
+        labels = (chunk % len(space.classes) if invented else batch["labels"]).to(device)
+        conditions = labels if invented else Batch(batch["images"], labels, layouts).conditions(space)
+        latents = space.sample(conditions, ids, settings.seed)
+        outcome = attack.run(tools.task, model, space, latents, labels, compute=compute)
     else:
-        batch = default_collate([dataset[int(i)] for i in chunk])
-        images, labels, ids, source = (
-            batch["images"].to(device),
-            batch["labels"].to(device),
-            batch["ids"],
-            "real",
-        )
+        images, labels, source = batch["images"].to(device), batch["labels"].to(device), "real"
         # Clean accuracy is the attack that takes no step.
         attack = attack or PGD(eps=0, steps=0, random_start=False)
         outcome = attack.run(tools.task, model, images, labels, compute=compute, ids=ids)
@@ -355,7 +375,8 @@ def _attack_chunk(
         shown = {"start": outcome.start_images, "images": outcome.images}
         pictures = {name: _portable(value[kept.to(device)], cell.exact) for name, value in shown.items()}
         pictures |= {"ids": ids[kept].numpy(), "positions": chunk[kept].numpy()}
-    return list(_records(cell, source, ids.tolist(), labels, outcome, tools, settings.width)), pictures
+    about = (cell, source, ids.tolist(), labels, outcome, tools, settings.width)
+    return list(_records(*about) if layouts is None else _scene_records(*about, layouts)), pictures
 
 
 def _transferred(
@@ -435,6 +456,63 @@ def _records(
         )
 
 
+def _scene_records(
+    cell: Cell,
+    source: str,
+    ids: Sequence[int],
+    labels: Tensor,
+    outcome: Outcome,
+    tools: Tools,
+    width: int,
+    layouts: Tensor,
+) -> Iterator[Record]:
+    """Scenes have no class to be right about: their records hold scores, and the evidence for numbers of the whole data set."""
+    task = tools.task
+    scores = [task.score(answers, labels) for answers in (outcome.clean_predictions, outcome.predictions)]
+    columns: dict[str, list[Any]] = {
+        "clean_prediction": outcome.attacked.long().tolist(),
+        "prediction": (outcome.attacked & ~outcome.success).long().tolist(),
+        "success": outcome.success.tolist(),
+        "iterations": outcome.iterations.tolist(),
+        "loss": outcome.loss.tolist(),
+        "forwards": outcome.forwards.tolist(),
+        "backwards": outcome.backwards.tolist(),
+        "zero_gradients": outcome.zero_gradients.tolist(),
+        "clean_score": scores[0].tolist(),
+        "score": scores[1].tolist(),
+        "evidence": task.evidence(outcome.predictions, labels),
+    }
+    if tools.oracle is not None:
+        for name, images in (("clean_oracle_score", outcome.start_images), ("oracle_score", outcome.images)):
+            columns[name] = layout_agreement(tools.oracle, images, layouts, width).tolist()
+    distances = {name: value.tolist() for name, value in outcome.distances.items()}
+    for i, example in enumerate(ids):
+        yield Record(
+            model=cell.model,
+            attack=cell.name,
+            protocol=cell.protocol,
+            source=source,
+            id=example,
+            label=1,
+            distances={name: values[i] for name, values in distances.items()},
+            **{name: values[i] for name, values in columns.items()},
+        )
+
+
+@torch.no_grad()
+def layout_agreement(oracle: nn.Module, images: Images, layouts: Tensor, width: int) -> PerExample:
+    """Share of each image's pixels on which a segmenter reads the class that the layout has there; unknown ones are left out.
+
+    Args:
+        layouts: [b, 2, h, w]; 255 in the semantic map is unknown.
+    """
+    with frozen(oracle):
+        read = torch.cat([oracle(part).argmax(1) for part in images.split(width)])
+    wanted = layouts[:, 0]
+    known = wanted != UNKNOWN
+    return ((read == wanted) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+
+
 def _probe(
     name: str, model: nn.Module, dataset: Examples, tools: Tools, settings: EvaluationSettings, folder: Path
 ) -> dict[str, float]:
@@ -443,7 +521,7 @@ def _probe(
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
     path = folder / "records" / f"{_slug(name)}--probe--{digest}.json"
     if not path.exists():
-        chosen = _choose(dataset, "none", None, settings)[:NUM_PROBED]
+        chosen = _choose(dataset, "none", None, settings, invented=False)[:NUM_PROBED]
         batch = default_collate([dataset[int(i)] for i in chosen])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         _write_json(path, probe(tools.task, model, batch["images"].to(device), batch["labels"].to(device)))

@@ -26,15 +26,18 @@ def probe(task: Task, model: nn.Module, images: Images, labels: Tensor) -> dict[
     with torch.random.fork_rng(devices), frozen(model):
         leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
-            outputs = model(leaf).float()
+            outputs = model(leaf)
             loss = task.loss(outputs, labels)
             gradient = None
             if loss.requires_grad:
                 # The sum keeps examples apart: each image only reaches its own term.
                 (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
-        outputs = outputs.detach()
         with torch.no_grad():
-            change = (model(images).float() - outputs).flatten(1).abs().amax(1)
+            again = model(images)
+            if not isinstance(outputs, Tensor):  # only the task can read them: let its loss stand for them
+                outputs, again = (task.loss(some, labels)[:, None] for some in (outputs, again))
+            outputs = outputs.detach().float()
+            change = (again.float() - outputs).flatten(1).abs().amax(1)
     rows = outputs.flatten(1)
     tall = outputs.transpose(0, 1).flatten(1)  # classes first, so that dense outputs fit too
     sums = (tall.sum(0) - 1).abs().reshape(len(outputs), -1)

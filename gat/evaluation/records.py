@@ -10,6 +10,7 @@ A run folder, or the folder of an evaluation of several runs, holds
     training/*/metrics.jsonl training curves: one row per report, with `stage` and `step`
     records.jsonl            the records below
     probes.json              what was asked of the models themselves (see gat.evaluation.probe)
+    metrics.json             of scenes: numbers of whole data sets (see gat.evaluation.metrics)
     gallery.json, gallery.npz   pictures (see gat.report.gallery)
     report.html, report.json, report.md, figures/, tables/
 """
@@ -19,6 +20,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 CONTROLS = {
     "random": "the same change, drawn at random instead of optimised",
@@ -75,6 +77,12 @@ class Record:
         forwards, backwards: passes through the attacked model spent on this example.
         zero_gradients: steps at which the attack saw no gradient.
         oracle_clean, oracle: class the independent oracle reads on the starting and on the attacked image; None if none was asked.
+        clean_score, score: of scenes: how good the answers to the two images are, from 0 to 1; see `gat.protocols.Task`.
+        clean_oracle_score, oracle_score: of scenes: share of the two images' pixels on which the oracle, a segmenter, reads the class
+            that the layout has there.
+        evidence: of scenes: what the task computes numbers of the whole data set from, for the attacked image.
+
+    Scenes have no class: their `label` is 1, and a prediction is 1 where the task does not call the answer wrong, else 0.
     """
 
     model: str
@@ -95,6 +103,11 @@ class Record:
     zero_gradients: int = 0
     oracle_clean: int | None = None
     oracle: int | None = None
+    clean_score: float | None = None
+    score: float | None = None
+    clean_oracle_score: float | None = None
+    oracle_score: float | None = None
+    evidence: Any = None
 
     @property
     def correct(self) -> bool:
@@ -108,11 +121,11 @@ class Record:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write all records, one JSON object per line, atomically."""
+    """Write all records, one JSON object per line without what is None, atomically."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
         for record in records:
-            file.write(json.dumps(vars(record)) + "\n")
+            file.write(json.dumps({k: v for k, v in vars(record).items() if v is not None}) + "\n")
     os.replace(temporary, path)
 
 

@@ -4,13 +4,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from gat.evaluation.records import CONTROLS, Record, budget, control, controlled
+from gat.report.doubt import Doubt, Level
 from gat.report.folder import RunFolder
 from gat.report.gallery import Gallery
+from gat.report.metric_checks import MAX_WIDTH, check_metrics
 from gat.report.names import attack_name, column_name, model_name
 from gat.report.plots import flatten
 from gat.report.statistics import (
@@ -29,10 +30,6 @@ from gat.report.statistics import (
 )
 from gat.report.tables import in_brackets, interval, p_value, percent, points
 
-Level = Literal["wrong", "careful", "note"]
-
-MAX_WIDTH = 0.10
-"""Widest 95 % interval that passes without a word."""
 MAX_REJECTED = 0.10
 """Largest share of successful pictures the oracle may reject without a word."""
 MIN_ORACLE = 0.90
@@ -46,19 +43,6 @@ MIN_GAIN = 0.01
 _TOLERANCE = 1e-5  # of a distance against its bound; float32 rounding of pixels is far below
 
 
-@dataclass(frozen=True)
-class Doubt:
-    """Something a reader should know before believing a number.
-
-    Attributes:
-        level: 'wrong': do not use the numbers; 'careful': read them with care; 'note': good to know.
-        text: one or two sentences.
-    """
-
-    level: Level
-    text: str
-
-
 def check(run: RunFolder) -> list[Doubt]:
     """All doubts about a run, the gravest first."""
     cells = by_cell(run.records)
@@ -67,15 +51,18 @@ def check(run: RunFolder) -> list[Doubt]:
     if cells:
         doubts += _contradictions(cells)
         doubts += _bounds(cells, (run.provenance or {}).get("protocols"))
-        doubts += _weak_attacks(summaries)
+        doubts += () if run.scene_task else _weak_attacks(summaries)
         doubts += _controls(cells)
         doubts += _curves(cells)
         doubts += _blind(summaries)
         doubts += _probes(run.probes)
         doubts += _protocols(summaries)
-        doubts += _precision(summaries)
-        doubts += _clean_accuracy(cells)
-        doubts += _oracle(cells, summaries)
+        if not run.scene_task:
+            doubts += _precision(summaries)
+            doubts += _clean_accuracy(cells)
+            doubts += _oracle(cells, summaries)
+    if run.scene_metrics:
+        doubts += check_metrics(run.scene_metrics)
     if run.gallery:
         doubts += _gallery(run.gallery)
     doubts += _not_finite(cells, run.metrics)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from gat.evaluation.records import Record
+from gat.report.metrics import Metrics, inline, overlap, shown
 from gat.report.names import attack_name, model_name
 from gat.report.statistics import (
     SIGNIFICANT,
     Aggregate,
     Column,
+    Estimate,
     Key,
     Paired,
     Summary,
@@ -121,3 +123,70 @@ def finding(cells: Mapping[Key, Sequence[Record]]) -> str:
 def _plain(model: str | None) -> str:
     name = model_name(model or "")
     return name.lower() if model == "original" else name
+
+
+def scene_finding(metrics: Metrics | None) -> str:
+    """What a run on scenes shows, in one sentence: the headline metric under the main attack and on clean images.
+
+    Two values whose intervals overlap are not said to differ.
+    """
+    if metrics is None:
+        return "There are no metrics in this run, so there is nothing to report yet."
+    what, names = inline(metrics.headline), metrics.models
+    trained, attack, clean = (
+        compared_model(names),
+        main_attack(metrics.columns),
+        clean_column(metrics.columns),
+    )
+    kind = _KINDS.get(metrics.task, "model")
+    original, other = f"the {_plain(names[0])} {kind}", f"the {_plain(trained)}" if trained else ""
+
+    def told(value: float) -> str:
+        return shown(metrics.headline, value)
+
+    def measured(column: Column | None) -> tuple[Estimate | None, Estimate | None]:
+        return metrics.value(names[0], column), metrics.value(trained, column) if trained else None
+
+    clauses = []
+    first, second = measured(attack)
+    before, after = measured(clean)
+    if attack and first:
+        drawn = attack.attack.startswith("gat")
+        means = "pictures drawn to fool it" if drawn else f"{attack_name(attack.attack)} attacks"
+        start = metrics.row(names[0], attack)
+        earlier = start.clean_metrics.get(metrics.headline) if start else None
+        if earlier is not None:
+            clauses.append(
+                f"{means} take the {what} of {original} from {told(earlier.value)} to {told(first.value)}"
+            )
+        elif before is not None:
+            clauses.append(
+                f"{means} take the {what} of {original} from {told(before.value)} on clean images to {told(first.value)}"
+            )
+        else:
+            clauses.append(f"{means} leave {original} with {what} {told(first.value)}")
+        if second:
+            if overlap(first, second):
+                clauses.append(f"{other} one, at {told(second.value)}, is not clearly better")
+            elif second.value > first.value:
+                clauses.append(f"{other} one keeps {told(second.value)}")
+            else:
+                clauses.append(f"{other} one does no better, at {told(second.value)}")
+    if clean and before:
+        images = "clean images" if clean.source != "generated" else "untouched generated images"
+        if after:
+            change = points(after.value - before.value)
+            change += ", within the intervals" if overlap(before, after) else ""
+            who = "it" if len(clauses) == 2 else f"{other} {kind}"
+            clauses.append(
+                f"on {images} {who} has {told(after.value)}, against {told(before.value)} ({change})"
+            )
+        elif not clauses:
+            clauses.append(f"on {images} {original} has {what} {told(before.value)}; no attack was run")
+    if not clauses:
+        return f"{original[0].upper()}{original[1:]} was not measured under the main attack."
+    sentence = "; ".join(clauses) + "."
+    return sentence[0].upper() + sentence[1:]
+
+
+_KINDS = {"segmentation": "segmenter", "detection": "detector"}

@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
 from gat.evaluation.records import Record, read_records
 from gat.report.gallery import JSON_NAME, Gallery, read_gallery
+from gat.report.metrics import METRICS_JSON, Metrics, read_metrics
 from gat.report.statistics import BASELINE, Column
+from gat.report.strips import STRIPS_JSON, SceneTask, Strips, read_strips
 
 T = TypeVar("T")
 
@@ -22,6 +24,12 @@ FILES = {
     "provenance.json": "versions, commit, seeds and hardware are not known",
 }
 """What a run folder should hold, and what the page lacks without it."""
+
+SCENE_FILES = {
+    METRICS_JSON: "no accuracies or precisions can be shown",
+    STRIPS_JSON: "no pictures can be shown",
+}
+"""What a run on scenes holds besides; it needs no gallery."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class RunFolder:
         metrics: rows of metrics.jsonl, or of training/*/metrics.jsonl, stage after stage.
         records: in the order of the file.
         gallery: None if missing.
+        scene_metrics: of scenes, else None.
+        strips: of scenes, else None.
         probes: model -> what `gat.evaluation.probe` found; {} if nobody asked.
         problems: files that are missing or damaged.
     """
@@ -56,6 +66,8 @@ class RunFolder:
     metrics: tuple[dict[str, Any], ...] = ()
     records: tuple[Record, ...] = ()
     gallery: Gallery | None = None
+    scene_metrics: Metrics | None = None
+    strips: Strips | None = None
     probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -65,7 +77,18 @@ class RunFolder:
         named = (self.provenance or {}).get("classes")
         if isinstance(named, list):
             return tuple(map(str, named))
-        return self.gallery.classes if self.gallery else ()
+        pictures = self.strips or self.gallery
+        return pictures.classes if pictures else ()
+
+    @property
+    def scene_task(self) -> SceneTask | None:
+        """Segmentation or detection, where scenes were answered; None for classification."""
+        told = [
+            (self.provenance or {}).get("task"),
+            self.scene_metrics and self.scene_metrics.task,
+            self.strips and self.strips.task,
+        ]
+        return next((task for task in get_args(SceneTask) if task in told), None)
 
     @property
     def task(self) -> str:
@@ -188,10 +211,11 @@ def read_run(run: Path) -> RunFolder:
     """
     if not run.is_dir():
         raise ValueError(f"{run} is not a run folder: there is no such folder")
-    if not any((run / name).exists() for name in FILES):
+    if not any((run / name).exists() for name in (*FILES, *SCENE_FILES)):
         raise ValueError(f"{run} is not a run folder: it holds none of {', '.join(FILES)}")
     problems = []
     optional: set[str] = set()
+    files = FILES | SCENE_FILES
 
     def attempt(name: str, read: Callable[[], T]) -> T | None:
         try:
@@ -199,18 +223,23 @@ def read_run(run: Path) -> RunFolder:
         except FileNotFoundError as error:
             missing = Path(error.filename or name).name
             if name not in optional:
-                problems.append(Problem(missing, f"{missing} is missing: {FILES[name]}.", missing=True))
+                problems.append(Problem(missing, f"{missing} is missing: {files[name]}.", missing=True))
         except (ValueError, OSError) as error:
-            lost = FILES.get(name, "what was asked of the models is not known")
+            lost = files.get(name, "what was asked of the models is not known")
             problems.append(Problem(name, f"{name} cannot be read, so {lost}: {error}", missing=False))
         return None
 
     provenance = attempt("provenance.json", lambda: _read_provenance(run / "provenance.json"))
     if provenance and provenance.get("runs"):  # an evaluation of several runs trains nothing
-        optional |= {"metrics.jsonl", JSON_NAME}
+        optional |= {"metrics.jsonl", JSON_NAME, STRIPS_JSON}
     probes = attempt("probes.json", lambda: _read_probes(run / "probes.json"))
     records = attempt("records.jsonl", lambda: _read_all_records(run / "records.jsonl"))
-    gallery = attempt(JSON_NAME, lambda: read_gallery(run))
+    gallery = scene_metrics = strips = None
+    if (provenance or {}).get("task") in get_args(SceneTask) or (run / METRICS_JSON).exists():
+        scene_metrics = attempt(METRICS_JSON, lambda: read_metrics(run / METRICS_JSON))
+        strips = attempt(STRIPS_JSON, lambda: read_strips(run))
+    else:
+        gallery = attempt(JSON_NAME, lambda: read_gallery(run))
     metrics = attempt("metrics.jsonl", lambda: _read_all_metrics(run))
     config = attempt("config.yaml", lambda: _read_config(run / "config.yaml"))
     text, parsed = config or ("", None)
@@ -222,6 +251,8 @@ def read_run(run: Path) -> RunFolder:
         metrics=metrics or (),
         records=records or (),
         gallery=gallery,
+        scene_metrics=scene_metrics,
+        strips=strips,
         probes=probes or {},
         problems=tuple(problems),
     )

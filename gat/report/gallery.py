@@ -209,9 +209,10 @@ def difference_factors(gallery: Gallery) -> dict[str, int]:
         for panel in item.panels:
             change = difference(to_uint8(item.original), to_uint8(panel.image), 1)
             changes.setdefault(panel.kind, []).append(change[change > 0])
-    factors = {}
-    for kind, parts in changes.items():
-        changed = np.concatenate(parts)
-        largest = float(np.percentile(changed, 95)) if changed.size else 255.0
-        factors[kind] = max(2**power for power in range(6) if largest * 2**power <= 255)
-    return factors
+    return {kind: amplification(np.concatenate(parts)) for kind, parts in changes.items()}
+
+
+def amplification(changed: UInt8[np.ndarray, " n"]) -> int:
+    """The largest power of two, up to 32, that takes at most 5 % of these changes, those that are not zero, beyond 255."""
+    largest = float(np.percentile(changed, 95)) if changed.size else 255.0
+    return max(2**power for power in range(6) if largest * 2**power <= 255)

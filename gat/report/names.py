@@ -49,6 +49,10 @@ _ATTACK_WORDS = {
     "fog": "Fog",
     "snow": "Snow",
     "gabor": "Gabor",
+    "segpgd": "SegPGD",
+    "cospgd": "CosPGD",
+    "gamma": "gamma only",
+    "beta": "beta only",
 }
 
 _CONTROL_WORDS = {
@@ -108,11 +112,23 @@ _DEFINITIONS = {
     "fog": "A cloud of fractal fog whose random numbers are optimised. Kang et al., 2019.",
     "snow": "Flakes of snow whose places and strengths are optimised. Kang et al., 2019.",
     "gabor": "Gabor noise whose parameters are optimised. Kang et al., 2019.",
+    "segpgd": "PGD that first weighs the pixels still answered right more, later the wrong ones. Gu et al., 2022.",
+    "cospgd": "PGD that weighs each pixel by how well its answer agrees with its label. Agnihotri et al., 2024.",
+}
+
+_SCENE_DEFINITIONS = {
+    "none": "No attack: the answers to the starting images. ‘Real’ are images of the test split, ‘generated’ are untouched "
+    "renderings of its layouts.",
+    "gat": "Latent ascent of generative adversarial training: the gamma and beta that a SPADE generator modulates its layers with "
+    "are moved by signed gradient steps that raise the model's loss, while the layout that says what is where stays as it is. The "
+    "picture is not held close to the starting one in pixels, hence the independent oracle. Poursaeed et al., Sec. 3.2.",
 }
 
 _VARIANTS = {
     "noise": "Only noise inputs are moved.",
     "style": "Only styles are moved.",
+    "gamma": "Only the factors gamma are moved.",
+    "beta": "Only the offsets beta are moved.",
     "coarse": "Only the coarse layers (lowest resolutions) are moved.",
     "middle": "Only the middle layers are moved.",
     "fine": "Only the fine layers (highest resolutions) are moved.",
@@ -154,9 +170,10 @@ def column_name(column: Column, among: Iterable[Column]) -> str:
     return f"{name}, {column.source}" if len(sources) > 1 else name
 
 
-def definition(attack: str) -> str | None:
-    """What attacks of this family do, in a few sentences; None for an unknown one."""
-    return _DEFINITIONS.get(attack.split("-")[0])
+def definition(attack: str, scenes: bool = False) -> str | None:
+    """What attacks of this family do, to classifiers or to models of scenes, in a few sentences; None for an unknown one."""
+    known = _DEFINITIONS | _SCENE_DEFINITIONS if scenes else _DEFINITIONS
+    return known.get(attack.split("-")[0])
 
 
 def variant(attack: str) -> str:

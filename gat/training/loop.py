@@ -21,7 +21,7 @@ from gat.progress import progress
 from gat.protocols import Examples, Task
 from gat.training.batch_norm import join_batch_norms, routed, split_batch_norms
 from gat.training.batches import EndlessBatches
-from gat.training.method import Lesson, Method, Tools
+from gat.training.method import Batch, Lesson, Method, Tools
 
 
 class TrainSettings(Config):
@@ -87,7 +87,7 @@ def train(
     goes on where it stopped and ends bit-equal to a run that was never stopped.
 
     Args:
-        dataset: items {"images": [3, h, w] in [0, 1], "labels": int}.
+        dataset: items {"images": [3, h, w] in [0, 1], "labels": int or tensor, "layouts": of scenes}.
         tools: task, generator, oracle.
         stage: name in the log.
 
@@ -122,12 +122,12 @@ def train(
             key = step * world + rank
             torch.manual_seed((seed * 1_000_003 + key) % 2**63)  # for dropout and the like
             batch = next(loader)
-            images, labels = batch["images"].to(device), batch["labels"].to(device)
+            clean = Batch(**{part: batch[part].to(device) for part in Batch._fields if part in batch})
             if step == first_step:
-                _check_batch(tools.task, model, images, labels)
+                _check_batch(tools.task, model, clean.images, clean.labels)
 
             # 1. Make this step's images: clean ones, and what fools the model as it is now.
-            lesson = method.lesson(tools, model, images, labels, key)
+            lesson = method.lesson(tools, model, clean, key)
 
             # 2. Learn from them, each at its own loss.
             model.train()

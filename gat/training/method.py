@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,39 @@ class Tools:
     oracle: nn.Module | None = None
     compute: Compute = field(default_factory=Compute)
     identity: str = ""
+
+
+class Batch(NamedTuple):
+    """Clean examples of one step.
+
+    Attributes:
+        images: [b, 3, h, w] in [0, 1].
+        labels: whose first axis is the example.
+        layouts: what a generator of scenes draws from, int64 [b, 2, h, w]; None where the data has none.
+    """
+
+    images: Images
+    labels: Tensor
+    layouts: Tensor | None = None
+
+    def every(self, stride: int, start: int) -> "Batch":
+        """Each `stride`-th example from `start` on."""
+        layouts = None if self.layouts is None else self.layouts[start::stride]
+        return Batch(self.images[start::stride], self.labels[start::stride], layouts)
+
+    def conditions(self, space: GenerativeSpace) -> Tensor:
+        """What `space` draws images like these from.
+
+        Raises:
+            ValueError: if it draws scenes and the data has no layouts.
+        """
+        if space.conditions == "labels":
+            return self.labels
+        if self.layouts is None:
+            raise ValueError(
+                f"{space.name} draws from layouts (semantic and instance maps), and these examples have none"
+            )
+        return self.layouts
 
 
 @dataclass(frozen=True)
@@ -156,7 +190,7 @@ class Method(Config):
     def check(self, tools: Tools) -> None:
         """Raises ValueError if these tools will not do, before training finds out."""
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         """The images of one step. `key` identifies (step, rank) and seeds everything random. The model is left as found."""
         raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """StyleGAN2 as a space: per-layer styles and noise in, images out."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class StyleGAN2Space:
     """
 
     name = "stylegan2"
+    conditions: Literal["labels", "layouts"] = "labels"
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class StyleGAN2Space:
         self.classes, self.psi, self.noise, self.dtype = tuple(classes), psi, noise, dtype
         self.device = generator.mapping.w_avg.device
         self.kernels = generator.synthesis.kernels(dtype)
+        self.image_size = (config.img_resolution, config.img_resolution)
         self._sites = self._measure_sites()
 
     @property
@@ -92,17 +95,17 @@ class StyleGAN2Space:
         return self.generator.mapping(z, c, self.psi)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, ids: Tensor, seed: int) -> Latents:
+    def sample(self, conditions: Tensor, ids: Tensor, seed: int) -> Latents:
         """Random latents of the given classes; an example depends on (seed, id, label) alone.
 
         Raises:
             ValueError: for a label the generator does not know.
         """
+        ids, labels = ids.cpu(), conditions.cpu()
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise ValueError(
                 f"labels must be 0..{len(self.classes) - 1}, got {int(labels.min())}..{int(labels.max())}"
             )
-        ids, labels = ids.cpu(), labels.cpu()
         latents = dict(self.generator.synthesis.styles(self._ws(labels, ids, seed)))
         const = self.generator.synthesis.const_noise()
         for site, shape in self.generator.synthesis.noise_shapes().items():

@@ -1,19 +1,37 @@
-"""Readers of classification datasets: one file each, registered by its name."""
+"""Readers of datasets: one file each, registered by its name."""
 
 from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 
 from pydantic import BaseModel, Field
 
+from tasks.datasets.ade20k import ADE20KConfig
 from tasks.datasets.celeba_hq import CelebAHQConfig
+from tasks.datasets.cityscapes import CityscapesConfig
+from tasks.datasets.coco import CocoConfig
+from tasks.datasets.coco_stuff import CocoStuffConfig
 from tasks.datasets.fashion_mnist import FashionMNISTConfig
+from tasks.datasets.fashion_scenes import FashionScenesConfig
 from tasks.datasets.image_folder import ImageFolderConfig
 from tasks.datasets.imagenet_groups import ImageNetGroupsConfig
 from tasks.datasets.lsun import LsunConfig
-from tasks.datasets.protocol import ClassificationDataset, DatasetSettings, Example, Split
+from tasks.datasets.protocol import (
+    ClassificationDataset,
+    DatasetSettings,
+    Example,
+    SceneDataset,
+    SceneExample,
+    Split,
+    TaskName,
+)
 
 DATASETS: dict[str, type[BaseModel]] = {
+    "ade20k": ADE20KConfig,
     "celeba_hq": CelebAHQConfig,
+    "cityscapes": CityscapesConfig,
+    "coco": CocoConfig,
+    "coco_stuff": CocoStuffConfig,
     "fashion_mnist": FashionMNISTConfig,
+    "fashion_scenes": FashionScenesConfig,
     "image_folder": ImageFolderConfig,
     "imagenet_groups": ImageNetGroupsConfig,
     "lsun": LsunConfig,
@@ -24,4 +42,17 @@ if TYPE_CHECKING:
 else:
     DatasetConfig = Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # noqa: UP007
 
-__all__ = ["DATASETS", "ClassificationDataset", "DatasetConfig", "DatasetSettings", "Example", "Split"]
+Dataset: TypeAlias = ClassificationDataset | SceneDataset
+
+__all__ = [
+    "DATASETS",
+    "ClassificationDataset",
+    "Dataset",
+    "DatasetConfig",
+    "DatasetSettings",
+    "Example",
+    "SceneDataset",
+    "SceneExample",
+    "Split",
+    "TaskName",
+]

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, PositiveInt, field_validator, model_valid
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.datasets.protocol import Example, Split
+from tasks.datasets.protocol import Example, Split, TaskName
 from tasks.datasets.splits import choose
 
 CLASSES = (
@@ -51,6 +51,7 @@ class FashionMNISTConfig(BaseModel, frozen=True, extra="forbid"):
         seed: Seed of the hold-out.
     """
 
+    task: ClassVar[TaskName] = "classification"
     name: Literal["fashion_mnist"] = "fashion_mnist"
     source: Literal["subset", "full"] = "subset"
     root: Path | None = None
@@ -107,6 +108,7 @@ class FashionMNIST(Dataset[Example]):
 
     Attributes:
         name: Registered name.
+        task: "classification".
         classes: The ten class names.
         labels: All labels.
         ids: Positions in the idx file, so train and val images never share an id.
@@ -116,10 +118,16 @@ class FashionMNIST(Dataset[Example]):
         self, images: UInt8[Tensor, "n h w"], labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
     ) -> None:
         self.name = "fashion_mnist"
+        self.task: TaskName = "classification"
         self.classes = CLASSES
         self.labels = labels
         self.ids = ids
         self._images = images
+
+    @property
+    def grey(self) -> UInt8[np.ndarray, "n h w"]:
+        """All images, one byte per pixel."""
+        return self._images.numpy()
 
     def __len__(self) -> int:
         return len(self.labels)

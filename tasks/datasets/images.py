@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.datasets.protocol import Example, Split
+from tasks.datasets.protocol import Example, Split, TaskName
 from tasks.datasets.splits import choose
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class ImageFilesConfig(BaseModel, frozen=True, extra="forbid"):
             read; "skip" decodes every image once at the start, leaves the bad ones out and logs how many.
     """
 
+    task: ClassVar[TaskName] = "classification"
     root: Path
     size: PositiveInt = 256
     resize: Resize = "bicubic"
@@ -147,20 +148,34 @@ def decode_image(data: bytes, size: int, resize: Resize = "bicubic") -> Float[Te
     Raises:
         UnreadableImageError: If the data is not a complete image with 8 bits per channel.
     """
+    square = ImageOps.fit(decode_rgb(data), (size, size), _RESAMPLING[resize])
+    return torch.tensor(np.asarray(square)).permute(2, 0, 1).contiguous() / 255
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decodes an image by its content into RGB; transparency is dropped, grey is repeated over the channels.
+
+    Raises:
+        UnreadableImageError: If the data is not a complete image with 8 bits per channel.
+    """
+    image = open_image(data)
+    if image.mode.startswith(("I", "F")):
+        raise UnreadableImageError(f"images of 8 bits per channel are wanted, this has mode {image.mode}")
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decodes an image by its content, in its own mode.
+
+    Raises:
+        UnreadableImageError: If the data is not a complete image.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode.startswith(("I", "F")):
-                raise UnreadableImageError(
-                    f"images of 8 bits per channel are wanted, this has mode {image.mode}"
-                )
-            rgb = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-    except UnreadableImageError:
-        raise
+        image = Image.open(io.BytesIO(data))
+        image.load()
     except Exception as error:  # decoders answer broken data with many exception types
         raise UnreadableImageError(f"not a complete image: {error}") from error
-    square = ImageOps.fit(rgb, (size, size), _RESAMPLING[resize])
-    return torch.tensor(np.asarray(square)).permute(2, 0, 1).contiguous() / 255
+    return image
 
 
 class ImageDataset(Dataset[Example]):
@@ -168,6 +183,7 @@ class ImageDataset(Dataset[Example]):
 
     Attributes:
         name: Registered name of the reader.
+        task: "classification".
         classes: Class names; labels index them.
         labels: All labels.
         ids: Positions in the listing.
@@ -183,6 +199,7 @@ class ImageDataset(Dataset[Example]):
         resize: Resize = "bicubic",
     ) -> None:
         self.name = name
+        self.task: TaskName = "classification"
         self.classes = classes
         self.labels: Int64[Tensor, " n"] = torch.from_numpy(listing.labels[chosen])
         self.ids: Int64[Tensor, " n"] = torch.tensor(chosen)

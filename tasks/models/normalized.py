@@ -1,6 +1,6 @@
 """The first layer of every model: from images in [0, 1] to what its network was made for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,10 @@ class Normalized(nn.Module):
         Raises:
             ValueError: If the number of channels is not that of `mean`.
         """
+        return self.network(self.prepare(images))
+
+    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """What `network` gets to see. Raises what `forward` does."""
         if images.shape[1] != len(self.mean):
             hint = "; repeat the grey channel: images.expand(-1, 3, -1, -1)" if images.shape[1] == 1 else ""
             raise ValueError(
@@ -54,4 +58,36 @@ class Normalized(nn.Module):
             )
         if self.resize is not None and images.shape[2:] != (self.resize, self.resize):
             images = F.interpolate(images, (self.resize, self.resize), mode="bilinear", antialias=True)
-        return self.network((images - self.mean) / self.std)
+        return (images - self.mean) / self.std
+
+
+class Segmenter(Normalized):
+    """A network that labels pixels, made to return logits of the size of the images alone.
+
+    Of several outputs the one named 'out' is the main one. Logits of another size are resized, bilinear.
+
+    Args:
+        network: Normalised images to logits [b, k, h', w'], or to a mapping with such an entry 'out'.
+        mean, std, resize: See `Normalized`.
+    """
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits of every pixel.
+
+        Raises:
+            ValueError: If the number of channels is not that of `mean`, or a network that pools the whole image before a batch norm
+                is trained on a batch of one.
+        """
+        try:
+            outputs = super().forward(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "this network has a batch norm behind a pooling of the whole image, which has no variance over a batch of one image; "
+                "train it with at least 2 images per process (batch_size: 2 or more, and no smaller last batch), or in eval mode"
+            ) from error
+        logits: Tensor = outputs["out"] if isinstance(outputs, Mapping) else outputs
+        if logits.shape[2:] != images.shape[2:]:
+            logits = F.interpolate(logits, images.shape[2:], mode="bilinear")
+        return logits

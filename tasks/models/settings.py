@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, PositiveFloat
 from torch import nn
 
-from gat.outputs import check_classifier_outputs
+from gat.outputs import check_classifier_outputs, check_segmenter_outputs
 from tasks.models.errors import one_line
-from tasks.models.normalized import Normalized
+from tasks.models.normalized import Normalized, Segmenter
 from tasks.models.weights import load_weights
 
 Mean = tuple[float, float, float]
@@ -26,20 +26,25 @@ class ModelSettings(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def task(self) -> str: ...
+
     def build(self, num_classes: int, image_size: int) -> nn.Module: ...
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> "ModelSettings": ...
 
 
 class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of any classifier.
+    """Settings of any model.
 
     Attributes:
+        task: Name of the task that reads its outputs.
         mean, std: Normalisation of images in [0, 1], per channel. None is what the family is used to.
         weights: A file to start from: .safetensors, or a state dict saved by torch. None starts from random
             numbers.
     """
 
+    task: ClassVar[str] = "classification"
     mean: Mean | None = None
     std: Std | None = None
     weights: Path | None = None
@@ -53,13 +58,14 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
         resize: int | None = None,
         ignored: Sequence[str] = (),
     ) -> Normalized:
-        """Wraps a network and loads its weights.
+        """Wraps a network, of a segmenter so that it returns logits of every pixel, and loads its weights.
 
         Args:
             mean, std: The family's, used where the settings say None.
             ignored: See `load_weights`.
         """
-        model = Normalized(network, self.mean or mean, self.std or std, resize)
+        wrapper = Segmenter if self.task == "segmentation" else Normalized
+        model = wrapper(network, self.mean or mean, self.std or std, resize)
         if self.weights is not None:
             load_weights(model, self.weights, num_classes, ignored)
         return model
@@ -68,7 +74,7 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
 def check_num_classes(num_classes: int) -> None:
     """Raises ValueError if there is nothing to tell apart."""
     if num_classes < 2:
-        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+        raise ValueError(f"a model needs at least 2 classes, got {num_classes}")
 
 
 def check_smallest_side(name: str, image_size: int, smallest: int) -> None:
@@ -102,6 +108,9 @@ def try_out(model: Normalized, num_classes: int, image_size: int, who: str, hint
     finally:
         model.train(was_training)
     try:
-        check_classifier_outputs(outputs, num_classes)
+        if isinstance(model, Segmenter):
+            check_segmenter_outputs(outputs, num_classes)
+        else:
+            check_classifier_outputs(outputs, num_classes)
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from error

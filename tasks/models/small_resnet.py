@@ -84,8 +84,8 @@ class SmallResNet(nn.Module):
                 body.append(ResidualBlock(width, out_width, stage > 0 and i == 0, norm, activation))
                 width = out_width
         self.body = nn.Sequential(*body)
-        self.norm = _norm(norm, width)
-        self.activation = _activation(activation)
+        self.norm = make_norm(norm, width)
+        self.activation = make_activation(activation)
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
@@ -106,11 +106,11 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.halve = halve
-        self.norm1 = _norm(norm, in_channels)
+        self.norm1 = make_norm(norm, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = _norm(norm, out_channels)
+        self.norm2 = make_norm(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.activation = _activation(activation)
+        self.activation = make_activation(activation)
         self.shortcut = (
             nn.Identity()
             if in_channels == out_channels
@@ -126,9 +126,9 @@ class ResidualBlock(nn.Module):
         return shortcut + residual
 
 
-def _norm(norm: Norm, channels: int) -> nn.Module:
+def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(channels // 8, channels)
 
 
-def _activation(activation: Activation) -> nn.Module:
+def make_activation(activation: Activation) -> nn.Module:
     return nn.ReLU() if activation == "relu" else nn.SiLU()

@@ -82,7 +82,7 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
             ) from error
         trained = models.get_model_weights(self.arch).DEFAULT
         if self.pretrained:
-            self._load_pretrained(network, trained, ignored)
+            load_trained(network, trained, self.arch, self.options, ignored)
         usual = trained.transforms()
         mean, std = (CENTRED, CENTRED) if ignored else (usual.mean, usual.std)
         model = self.finish(network, num_classes, mean, std, self.resize, ignored)
@@ -94,28 +94,40 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
         )  # fmt: skip
         return model
 
-    def _load_pretrained(
-        self, network: nn.Module, trained: models.WeightsEnum, ignored: tuple[str, ...]
-    ) -> None:
-        """Loads all but the last layer, whose number of classes differs, and the auxiliary heads."""
-        try:
-            weights = trained.get_state_dict(progress=False, check_hash=True)
-        except Exception as error:  # OSError without a network, RuntimeError for a damaged download
-            raise ValueError(
-                f"pretrained weights of torchvision {self.arch} could not be had from {trained.url} "
-                f"({one_line(error)}); without a network, set weights: to a file you have, or pretrained: "
-                "false"
-            ) from error
-        own = network.state_dict()
-        fitting = {
-            name: tensor
-            for name, tensor in weights.items()
-            if not name.startswith(ignored) and (name not in own or tensor.shape == own[name].shape)
-        }
-        result = network.load_state_dict(fitting, strict=False)
-        new = [name for name in weights if name in own and name not in fitting]
-        if result.unexpected_keys or set(result.missing_keys) - set(new):
-            raise ValueError(
-                f"pretrained weights of torchvision {self.arch} do not fit the options {self.options}; "
-                "leave out those that change its layers"
-            )
+
+def load_trained(
+    network: nn.Module,
+    trained: models.WeightsEnum,
+    arch: str,
+    options: dict[str, Any],
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Loads all of torchvision's weights but those of layers with another number of classes, and of auxiliary heads.
+
+    Args:
+        arch, options: For the message.
+        ignored: Prefixes of the names of auxiliary heads.
+
+    Raises:
+        ValueError: If they cannot be had or do not fit.
+    """
+    try:
+        weights = trained.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # OSError without a network, RuntimeError for a damaged download
+        raise ValueError(
+            f"pretrained weights of torchvision {arch} could not be had from {trained.url} "
+            f"({one_line(error)}); without a network, set weights: to a file you have, or pretrained: "
+            "false"
+        ) from error
+    own = network.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(ignored) and (name not in own or tensor.shape == own[name].shape)
+    }
+    result = network.load_state_dict(fitting, strict=False)
+    new = [name for name in weights if name in own and name not in fitting]
+    if result.unexpected_keys or set(result.missing_keys) - set(new):
+        raise ValueError(
+            f"pretrained weights of torchvision {arch} do not fit the options {options}; leave out those that change its layers"
+        )

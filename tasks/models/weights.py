@@ -20,6 +20,8 @@ CONTAINERS = (
 )  # where checkpoints keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile leave
 
+_COUNTER = ".num_batches_tracked"
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads named tensors from a .safetensors file, or from a file of `torch.save` in any other name.
@@ -81,6 +83,8 @@ def load_weights(model: Normalized, path: Path, num_classes: int, ignored: Seque
     ignored = tuple(f"network.{prefix}" for prefix in ignored) if whole else tuple(ignored)
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(ignored))}
     own: dict[str, Tensor] = target.state_dict()
+    # Counters of batch norms, which files of old PyTorch lack and nothing here reads.
+    weights = {name: value for name, value in own.items() if name.endswith(_COUNTER)} | weights
 
     missing = [name for name in own if name not in weights]
     unknown = [name for name in weights if name not in own]

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from gat.attacks.ascent import Keep, Slots
 from gat.attacks.image_attack import ImageAttack, positions
-from gat.attacks.losses import margin
+from gat.attacks.losses import Loss, margin_of
 from gat.attacks.objective import Penalty
 from gat.attacks.perceptual.ball import Ball, Projection, full_float32, open_ball
 from gat.attacks.run import Compute, Outcome, look, run_attack
 from gat.attacks.steps import l1_norm, l2_norm, linf_norm
-from gat.latents import Images, Latents, PerExample, per_example, seeded_normal
+from gat.latents import Images, Latents, per_example, seeded_normal
 from gat.protocols import Task
 from gat.spaces.pixels import PixelSpace
 
@@ -125,7 +125,7 @@ class PerceptualAttack(ImageAttack):
             outcome = run_attack(
                 task, model, PixelSpace(tuple(images.shape[1:])), {"pixels": images}, labels, rule, ["pixels"], self.total_steps,
                 goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, keep=self.keep,
-                starts=[{"pixels": start}], loss=self._loss, penalty=rule.penalty, compute=compute, record=record,
+                starts=[{"pixels": start}], loss=self._loss(task), penalty=rule.penalty, compute=compute, record=record,
             )  # fmt: skip
             with full_float32():
                 outcome = self._end_inside(outcome, rule, ball, task, model, labels)
@@ -134,9 +134,11 @@ class PerceptualAttack(ImageAttack):
                 outcome.backwards = outcome.backwards + ball.backwards
         return outcome
 
-    def _loss(self, outputs: Tensor, labels: Tensor, targets: Tensor | None) -> PerExample:
-        lead = margin(outputs, labels, targets)
-        return lead if self.kappa is None else lead.clamp(max=self.kappa)
+    def _loss(self, task: Task) -> Loss | None:
+        margin, kappa = margin_of(task), self.kappa
+        if margin is None or kappa is None:
+            return margin
+        return lambda outputs, labels, targets: margin(outputs, labels, targets).clamp(max=kappa)
 
     def _end_inside(
         self, outcome: Outcome, rule: Rule, ball: Ball, task: Task, model: nn.Module, labels: Tensor
@@ -159,11 +161,10 @@ class PerceptualAttack(ImageAttack):
             images = torch.where(per_example(stays, images), images, last[rows])
         images = ball.in_parts(partial(ball.project, self.projection), images, rows)
         seen = look(
-            task, model, lambda moved, rows: moved["pixels"], {"pixels": images}, labels[rows], ball.width
-        )
-        hit = seen.wrong
-        if self.goal == "targeted" and outcome.targets is not None:
-            hit = ~task.wrong(seen.outputs, outcome.targets[rows])
+            task, model, lambda moved, rows: moved["pixels"], {"pixels": images}, labels[rows], ball.width,
+            targets=None if outcome.targets is None else outcome.targets[rows],
+        )  # fmt: skip
+        hit = seen.fooled(self.goal == "targeted")
         better = outside[rows] | (hit & ~success) | ((hit == success) & (seen.loss > outcome.loss[rows]))
         better = better | rule.must_end_there
         won = rows[better]

@@ -4,7 +4,7 @@ from typing import Annotated, TypeAlias, get_args
 
 from pydantic import Field
 
-from gat.training.method import Lesson, Method, Tools
+from gat.training.method import Batch, Lesson, Method, Tools
 from gat.training.methods.adversarial import AdversarialTraining
 from gat.training.methods.advprop import AdvProp
 from gat.training.methods.gat import GAT
@@ -27,6 +27,7 @@ __all__ = [
     "TRADES",
     "AdvProp",
     "AdversarialTraining",
+    "Batch",
     "Lesson",
     "Method",
     "MethodConfig",

@@ -3,12 +3,11 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gat.attacks import PGD, ImageAttack, ImageAttackConfig
-from gat.latents import Images
 from gat.training.batch_norm import routed
-from gat.training.method import Lesson, Method, Tools, seen
+from gat.training.method import Batch, Lesson, Method, Tools, seen
 
 
 class AdversarialTraining(Method):
@@ -29,8 +28,8 @@ class AdversarialTraining(Method):
     def check(self, tools: Tools) -> None:
         check_untargeted(self.attack)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
-        return attacked(self.attack, self.keep_clean, tools, model, images, labels, key)
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        return attacked(self.attack, self.keep_clean, tools, model, batch, key)
 
 
 def attacked(
@@ -38,11 +37,11 @@ def attacked(
     keep_clean: bool,
     tools: Tools,
     model: nn.Module,
-    images: Images,
-    labels: Tensor,
+    batch: Batch,
     key: int,
 ) -> Lesson:
     """The batch under attack, through the auxiliary batch norms where the model has them; after the clean one if that is kept."""
+    images, labels = batch.images, batch.labels
     ids = torch.arange(len(images), device=images.device) + key * len(images)
     with routed(model, 0):
         outcome = attack.run(tools.task, model, images, labels, compute=tools.compute, ids=ids)

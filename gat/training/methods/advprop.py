@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from gat.attacks import PGD, ImageAttackConfig
-from gat.latents import Images
 from gat.training.batch_norm import Branch
-from gat.training.method import Lesson, Method, Tools, seen
+from gat.training.method import Batch, Lesson, Method, Tools, seen
 from gat.training.methods.adversarial import attacked, check_untargeted
 
 
@@ -34,5 +33,5 @@ class AdvProp(Method):
     def check(self, tools: Tools) -> None:
         check_untargeted(self.attack)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
-        return attacked(self.attack, True, tools, model, images, labels, key)
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        return attacked(self.attack, True, tools, model, batch, key)

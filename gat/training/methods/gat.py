@@ -1,5 +1,6 @@
 """Generative adversarial training, the method this project is named after."""
 
+import math
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -8,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gat.attacks import LatentAttack, Outcome
-from gat.latents import Images, Latents, PerExample, Verdicts, seeded_uniform, take
+from gat.latents import Images, Latents, PerExample, Rows, Verdicts, seeded_uniform, take
 from gat.protocols import GenerativeSpace
 from gat.training.batch_norm import Branch, routed
-from gat.training.method import Lesson, Method, Tools, seen
+from gat.training.method import Batch, Lesson, Method, Tools, seen
 
 
 class GAT(Method):
@@ -30,8 +31,8 @@ class GAT(Method):
         clean: 'real' images of the data set, or 'generated' ones.
         only_fooling: train only on images that fool (the paper); off, on all attacked images.
         oracle_filter: also leave out images on which the oracle no longer reads the label.
-        train_on: the attack's 'final' image, or a random one of its 'trajectory', the start not included. Every iterate of every
-            image is rendered for that.
+        train_on: the attack's 'final' image, a random one of its 'trajectory', or all its 'iterates' (the paper's way for scenes:
+            "the first 10" of each starting image), which takes that many fewer starts. The start is never among them.
         weight: of an adversarial image's loss; a clean one's is 1.
         consistency: weight of KL(answer before the attack || answer after), in TRADES' manner: attacked images shall be
             answered as they were. Their start images then go through the model too, without a label loss.
@@ -58,7 +59,7 @@ class GAT(Method):
     clean: Literal["real", "generated"] = "real"
     only_fooling: bool = True
     oracle_filter: bool = False
-    train_on: Literal["final", "trajectory"] = "final"
+    train_on: Literal["final", "trajectory", "iterates"] = "final"
     weight: float = Field(1.0, ge=0)
     consistency: float = Field(0.0, ge=0)
     batch_norm: Literal["shared", "main", "auxiliary"] = "shared"
@@ -91,15 +92,18 @@ class GAT(Method):
         for attack in self.turns():
             attack.moved(tools.generator)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        images, labels, _ = batch
         space = tools.generator
         assert space is not None
 
-        # 1. As many random starts as it takes, of the classes that the clean batch has.
-        count = max(round(self.oversample * len(images)), 1)
-        start_labels = labels.repeat(count // len(labels) + 1)[:count]
+        # 1. As many random starts as it takes, drawn like the examples of the clean batch.
+        per_start = self.attack.max_steps if self.train_on == "iterates" else 1
+        count = max(math.ceil(round(self.oversample * len(images)) / max(per_start, 1)), 1)
+        like = torch.arange(count, device=labels.device) % len(labels)
+        start_labels = labels[like]
         ids = torch.arange(count) + key * count
-        latents = space.sample(start_labels, ids, self.seed)
+        latents = space.sample(batch.conditions(space)[like], ids, self.seed)
 
         # 2. Fool the model as it is now.
         found = self._fool(tools, model, space, latents, start_labels, ids, key)
@@ -109,7 +113,9 @@ class GAT(Method):
             "iterations": float(found.iterations[found.success].float().mean())
             if found.success.any()
             else 0.0,
+            "score": float(found.score.mean()),
         }
+        start_labels = start_labels[found.rows]
         if self.oracle_filter:
             if tools.oracle is None:
                 raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
@@ -166,33 +172,68 @@ class GAT(Method):
             with routed(model, 0):
                 outcome = attack.run(
                     tools.task, model, space, take(latents, here), labels[here],
-                    compute=tools.compute, record=self.train_on == "trajectory",
+                    compute=tools.compute, record=self.train_on != "final",
                 )  # fmt: skip
-            images = outcome.images
-            if outcome.trajectory is not None:
+            images, from_start = outcome.images, torch.arange(len(rows), device=labels.device)
+            score = tools.task.score(outcome.predictions, labels[here])
+            if self.train_on == "trajectory":
                 place = seeded_uniform(self.seed, ids[rows], (), "iterate").to(images.device)
                 images = _iterate(outcome, attack, place)
+            elif self.train_on == "iterates":
+                images, from_start = _iterates(outcome, attack)
             found.append(
-                _Fooled(images, outcome.start_images, outcome.attacked, outcome.success, outcome.iterations)
+                _Fooled(
+                    images,
+                    here[from_start],
+                    outcome.start_images[from_start],
+                    outcome.attacked[from_start],
+                    outcome.success[from_start],
+                    outcome.iterations[from_start],
+                    score[from_start],
+                )
             )
-        order = torch.cat(dealt).argsort().to(labels.device)
-        return _Fooled(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
+        everything = _Fooled(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        order = everything.rows.argsort(stable=True)
+        return _Fooled(*(part[order] for part in everything))
 
 
 class _Fooled(NamedTuple):
-    """What the attacks did to all starts; `images` are those to train on."""
+    """What the attacks did, a row for each of `images`, which are those to train on. Several may come from one start.
+
+    Attributes:
+        rows: which start.
+        score: the model's on the attack's last image.
+    """
 
     images: Images
+    rows: Rows
     start_images: Images
     attacked: Verdicts
     success: Verdicts
     iterations: Tensor
+    score: PerExample
+
+
+def _steps_taken(outcome: Outcome, attack: LatentAttack) -> Tensor:
+    """How far every recorded trajectory goes."""
+    assert outcome.trajectory is not None
+    last = len(outcome.trajectory) - 1
+    return outcome.iterations if attack.stop_when_fooled else last * outcome.attacked
 
 
 def _iterate(outcome: Outcome, attack: LatentAttack, place: PerExample) -> Images:
     """Of every recorded trajectory the image at `place` between the first step (0) and the last (1); the start, if it has no step."""
     assert outcome.trajectory is not None
-    last = len(outcome.trajectory) - 1
-    taken = outcome.iterations if attack.stop_when_fooled else last * outcome.attacked
+    taken = _steps_taken(outcome, attack)
     step = (1 + (place * taken).long()).minimum(taken)
     return outcome.trajectory[step, torch.arange(len(step), device=step.device)]
+
+
+def _iterates(outcome: Outcome, attack: LatentAttack) -> tuple[Images, Rows]:
+    """All images of the recorded trajectories but their starts, and which start each came from."""
+    assert outcome.trajectory is not None
+    taken = _steps_taken(outcome, attack)
+    step, row = (
+        torch.arange(1, len(outcome.trajectory), device=taken.device)[:, None] <= taken[None]
+    ).nonzero(as_tuple=True)
+    return outcome.trajectory[1 + step, row], row

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from gat.latents import Images
 from gat.training.batch_norm import Branch
-from gat.training.method import Lesson, Method, Tools, join
+from gat.training.method import Batch, Lesson, Method, Tools, join
 from gat.training.methods.adversarial import AdversarialTraining
 from gat.training.methods.advprop import AdvProp
 from gat.training.methods.gat import GAT
@@ -58,16 +57,15 @@ class Mixed(Method):
         for method in self.methods:
             method.check(tools)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         count = len(self.methods)
         if self.how == "in_turn":
             method = self.methods[key % count]
-            return _named([method], [method.lesson(tools, model, images, labels, key // count)])
-        shares = min(count, len(images))  # a tiny batch may not reach everybody
+            return _named([method], [method.lesson(tools, model, batch, key // count)])
+        shares = min(count, len(batch.images))  # a tiny batch may not reach everybody
         methods = self.methods[:shares]
         lessons = [
-            method.lesson(tools, model, images[i::shares], labels[i::shares], key)
-            for i, method in enumerate(methods)
+            method.lesson(tools, model, batch.every(shares, i), key) for i, method in enumerate(methods)
         ]
         return _named(methods, lessons)
 

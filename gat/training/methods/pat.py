@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from gat.attacks import FastLPA
-from gat.latents import Images
-from gat.training.method import Lesson, Method, Tools, seen
+from gat.training.method import Batch, Lesson, Method, Tools, seen
 from gat.training.methods.adversarial import attacked, check_untargeted
 
 
@@ -27,5 +26,5 @@ class PAT(Method):
     def check(self, tools: Tools) -> None:
         check_untargeted(self.attack)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
-        return attacked(self.attack, False, tools, model, images, labels, key)
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        return attacked(self.attack, False, tools, model, batch, key)

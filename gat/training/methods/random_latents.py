@@ -4,11 +4,10 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from gat.attacks import LatentAttack
-from gat.latents import Images
-from gat.training.method import Lesson, Method, Tools
+from gat.training.method import Batch, Lesson, Method, Tools
 from gat.training.methods.gat import GAT
 
 
@@ -47,8 +46,8 @@ class RandomLatents(Method):
     def check(self, tools: Tools) -> None:
         self.idle.check(tools)
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
-        lesson = self.idle.lesson(tools, model, images, labels, key)
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        lesson = self.idle.lesson(tools, model, batch, key)
         generated = len(lesson.images) - lesson.num_clean
         return replace(
             lesson, num_clean=len(lesson.images), facts={"generated_share": generated / len(lesson.images)}

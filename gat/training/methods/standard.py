@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from gat.latents import Images
-from gat.training.method import Lesson, Method, Tools
+from gat.training.method import Batch, Lesson, Method, Tools
 
 
 class Standard(Method):
@@ -13,5 +12,5 @@ class Standard(Method):
 
     name: Literal["standard"] = "standard"
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
-        return Lesson(images, labels, len(images))
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        return Lesson(batch.images, batch.labels, len(batch.images))

@@ -13,7 +13,7 @@ from gat.attacks.objective import mixed_precision
 from gat.attacks.steps import Steps
 from gat.latents import Images, Latents, PerExample, Rows, Verdicts, seeded_normal
 from gat.training.batch_norm import routed
-from gat.training.method import Lesson, Method, Tools, divergence, seen
+from gat.training.method import Batch, Lesson, Method, Tools, divergence, seen
 
 
 class TRADES(Method):
@@ -42,7 +42,8 @@ class TRADES(Method):
     def trained_on(self) -> tuple[str, ...]:
         return seen(PGD(eps=self.eps, steps=self.steps)) if self.beta else ()
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Images, labels: Tensor, key: int) -> Lesson:
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+        images, labels = batch.images, batch.labels
         if self.beta == 0:
             return Lesson(images, labels, len(images))
         n = len(images)

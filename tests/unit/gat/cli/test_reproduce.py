@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from gat.cli import main
-from gat.cli.reproduce import PAPER, TableConfig, pool_seeds, publish
+from gat.cli.reproduce.table2 import PAPER, Table2Config, pool_seeds, publish
 from gat.config import ConfigError, load
 from gat.evaluation.records import Record, write_records
 
 ROWS = {"at-pgd": {"name": "adversarial_training"}, "gat": {"name": "gat"}}
-CONFIG = TableConfig.model_validate({"rows": ROWS, "seeds": [0, 1], "protocols": ["paper"]})
+CONFIG = Table2Config.model_validate({"rows": ROWS, "seeds": [0, 1], "protocols": ["paper"]})
 ATTACKS = ("pgd", "spatial", "recolor")
 RIGHT = {  # of 4 examples, per seed
     ("original", "pgd"): (0, 0), ("original", "spatial"): (0, 1), ("original", "recolor"): (1, 1),
@@ -22,7 +22,7 @@ RIGHT = {  # of 4 examples, per seed
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> TableConfig:
+def table(tmp_path: Path) -> Table2Config:
     """Records of two seeds, as `gat evaluate` leaves them."""
     config = CONFIG.model_copy(update={"out": tmp_path / "table2"})
     for seed in config.seeds:
@@ -101,7 +101,7 @@ def test_impossible_tables_are_refused(tmp_path, settings, says):
     file = tmp_path / "table.yaml"
     file.write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=says):
-        load(TableConfig, [file], [])
+        load(Table2Config, [file], [])
 
 
 def test_a_dry_run_prints_a_configuration_that_is_valid_itself(tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_a_dry_run_prints_a_configuration_that_is_valid_itself(tmp_path, capsys)
     assert main(["reproduce", "table2", "--config", str(file), "--dry-run", "seeds=[5]"]) == 0
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out)
-    assert load(TableConfig, [again], []) == load(TableConfig, [file], ["seeds=[5]"])
+    assert load(Table2Config, [again], []) == load(Table2Config, [file], ["seeds=[5]"])
 
 
 def test_an_unknown_table_is_refused(capsys):

@@ -11,7 +11,7 @@ from torch import nn
 from gat.attacks import FGSM, PGD
 from gat.training.batch_norm import DualBatchNorm, join_batch_norms, routed, split_batch_norms
 from gat.training.loop import TrainSettings, train
-from gat.training.methods import GAT, AdversarialTraining, AdvProp, Standard, Tools
+from gat.training.methods import GAT, AdversarialTraining, AdvProp, Batch, Standard, Tools
 from tasks.classification import ClassificationTask
 from tests.toys import CLASSES, Blobs, conv_classifier, tiny_space
 
@@ -111,7 +111,10 @@ def test_attacks_go_through_the_auxiliary_norms():
         model[0].auxiliary.weight.neg_()
         model[-1].bias.zero_()
     labels = model[-1](-model[0].main.eval()(images).flatten(1)).argmax(1)
-    moved = AdvProp(attack=FGSM(eps=0.01)).lesson(Tools(TASK), model, images, labels, 0).images[6:] - images
+    moved = (
+        AdvProp(attack=FGSM(eps=0.01)).lesson(Tools(TASK), model, Batch(images, labels), 0).images[6:]
+        - images
+    )
     assert (moved.abs().flatten(1).amax(1) > 0.009).all()  # all are right there
     weights = model[-1].weight.detach()
     logits = -(model[0].main.eval()(images)).flatten(1) @ weights.T

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gat.attacks import LatentAttack
 from gat.training.batch_norm import split_batch_norms
-from gat.training.methods import GAT, Lesson, RandomLatents, Tools
+from gat.training.methods import GAT, Batch, Lesson, RandomLatents, Tools
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
 from tests.toys import CLASSES
@@ -33,7 +33,7 @@ def adversarial(lesson: Lesson) -> tuple[Tensor, Tensor]:
 
 def test_gat_teaches_as_many_clean_images_as_it_got_and_at_most_as_many_adversarial(tools, model, batch):
     method = GAT(oversample=4, rotation=(("all", "both"),))
-    lesson = method.lesson(tools, model, *batch, 0)
+    lesson = method.lesson(tools, model, Batch(*batch), 0)
     assert lesson.num_clean == N
     assert torch.equal(lesson.images[:N], batch[0])
     assert torch.equal(lesson.labels[:N], batch[1])
@@ -43,7 +43,7 @@ def test_gat_teaches_as_many_clean_images_as_it_got_and_at_most_as_many_adversar
 
 def test_every_adversarial_image_fools_the_model_as_it_was(tools, model, batch):
     for key in range(3):
-        images, labels = adversarial(GAT(rotation=ROTATION).lesson(tools, model, *batch, key))
+        images, labels = adversarial(GAT(rotation=ROTATION).lesson(tools, model, Batch(*batch), key))
         assert 0 < len(images) <= N
         with torch.no_grad():
             answers = model.eval()(images).argmax(1)
@@ -57,7 +57,7 @@ def test_adversarial_images_start_from_the_latents_of_their_step(tools, model, b
         attack=LatentAttack(step_size={"*": 0.02}), rotation=(("fine", "noise"),), oversample=2, seed=4
     )
     key = 3
-    images, labels = adversarial(method.lesson(tools, model, *batch, key))
+    images, labels = adversarial(method.lesson(tools, model, Batch(*batch), key))
     start_labels = batch[1].repeat(2)
     ids = torch.arange(2 * N) + key * 2 * N
     latents = tools.generator.sample(start_labels, ids, 4)
@@ -72,13 +72,13 @@ def test_adversarial_images_start_from_the_latents_of_their_step(tools, model, b
 
 def test_starts_that_are_wrong_already_are_never_used(tools, batch):
     method = GAT(only_fooling=False, oversample=3, rotation=(("fine", "noise"),))
-    _, labels = adversarial(method.lesson(tools, Always(1), *batch, 0))
+    _, labels = adversarial(method.lesson(tools, Always(1), Batch(*batch), 0))
     assert len(labels) == N
     assert (labels == 1).all()
 
 
 def test_a_model_that_cannot_be_fooled_is_taught_clean_images_only(tools, batch):
-    lesson = GAT().lesson(tools, Always(1), *batch, 0)
+    lesson = GAT().lesson(tools, Always(1), Batch(*batch), 0)
     assert len(lesson.images) == lesson.num_clean == N
     assert lesson.facts["adversarial_share"] == 0
     assert lesson.facts["iterations"] == 0
@@ -102,7 +102,7 @@ def test_the_rotation_visits_every_group_and_kind(tools, model, batch, monkeypat
     )
     method = GAT(rotation=rotation, attack=LatentAttack(max_steps=1))
     for key in range(2 * len(rotation)):
-        method.lesson(tools, model, *batch, key)
+        method.lesson(tools, model, Batch(*batch), key)
     sites = tools.generator.sites
     expected = [
         {
@@ -123,8 +123,8 @@ def test_the_default_rotation_covers_coarse_middle_and_fine_with_style_and_noise
 
 def test_the_oracle_leaves_out_what_it_reads_otherwise(space, model, batch):
     method = GAT(oracle_filter=True, oversample=3, rotation=(("all", "both"),))
-    plain = GAT(oversample=3, rotation=(("all", "both"),)).lesson(Tools(TASK, space), model, *batch, 0)
-    lesson = method.lesson(Tools(TASK, space, oracle=Always(1).eval()), model, *batch, 0)
+    plain = GAT(oversample=3, rotation=(("all", "both"),)).lesson(Tools(TASK, space), model, Batch(*batch), 0)
+    lesson = method.lesson(Tools(TASK, space, oracle=Always(1).eval()), model, Batch(*batch), 0)
     assert set(adversarial(plain)[1].tolist()) != {1}
     assert set(adversarial(lesson)[1].tolist()) == {1}
     assert 0 < lesson.facts["oracle_rejected_share"] < 1
@@ -132,11 +132,11 @@ def test_the_oracle_leaves_out_what_it_reads_otherwise(space, model, batch):
 
 def test_an_oracle_filter_without_an_oracle_is_refused(tools, model, batch):
     with pytest.raises(ValueError, match="oracle_filter needs an oracle"):
-        GAT(oracle_filter=True).lesson(tools, model, *batch, 0)
+        GAT(oracle_filter=True).lesson(tools, model, Batch(*batch), 0)
 
 
 def test_clean_images_can_be_generated_too(tools, model, batch):
-    lesson = GAT(clean="generated").lesson(tools, model, *batch, 2)
+    lesson = GAT(clean="generated").lesson(tools, model, Batch(*batch), 2)
     count = round(1.5 * N)
     latents = tools.generator.sample(batch[1].repeat(2)[:count], torch.arange(count) + 2 * count, 0)
     expected = tools.generator.freeze(latents, [])({}, torch.arange(count))[:N]
@@ -155,8 +155,8 @@ def test_without_an_attack_it_is_random_latents(tools, model, batch):
     """The control draws the very images that GAT starts from."""
     still = GAT(attack=LatentAttack(max_steps=0), only_fooling=False, rotation=ROTATION, seed=3)
     for key in range(3):
-        gat = still.lesson(tools, model, *batch, key)
-        control = RandomLatents(seed=3).lesson(tools, model, *batch, key)
+        gat = still.lesson(tools, model, Batch(*batch), key)
+        control = RandomLatents(seed=3).lesson(tools, model, Batch(*batch), key)
         assert torch.equal(control.images, gat.images)
         assert torch.equal(control.labels, gat.labels)
         assert len(gat.images) > gat.num_clean == N
@@ -164,7 +164,7 @@ def test_without_an_attack_it_is_random_latents(tools, model, batch):
 
 
 def test_random_latents_are_read_as_they_were_meant(tools, model, batch):
-    lesson = RandomLatents(oversample=8).lesson(tools, model, *batch, 1)
+    lesson = RandomLatents(oversample=8).lesson(tools, model, Batch(*batch), 1)
     assert len(lesson.images) == 2 * N
     assert lesson.facts == {"generated_share": 0.5}
     with torch.no_grad():
@@ -183,16 +183,16 @@ def test_turns_share_the_starts_of_a_step(tools, model, batch, monkeypatch):
     rotation = (("coarse", "style"), ("fine", "noise"), ("all", "both"))
     method = GAT(rotation=rotation, turns_per_step=2)
     for key in range(3):
-        method.lesson(tools, model, *batch, key)
+        method.lesson(tools, model, Batch(*batch), key)
     assert moved == [{"style"}, {"noise"}, {"style", "noise"}] * 2
 
 
 def test_turns_leave_the_order_of_the_starts(tools, model, batch):
     """What no attack changes is the same however it was dealt out."""
     still = {"attack": LatentAttack(max_steps=0), "only_fooling": False, "rotation": ROTATION}
-    one = GAT(**still).lesson(tools, model, *batch, 4)
+    one = GAT(**still).lesson(tools, model, Batch(*batch), 4)
     for turns in (2, 3, 50):
-        many = GAT(**still, turns_per_step=turns).lesson(tools, model, *batch, 4)
+        many = GAT(**still, turns_per_step=turns).lesson(tools, model, Batch(*batch), 4)
         torch.testing.assert_close(many.images, one.images, rtol=0, atol=1e-6)
         assert torch.equal(many.labels, one.labels)
 
@@ -201,7 +201,7 @@ def test_turns_leave_the_order_of_the_starts(tools, model, batch):
 def test_iterates_are_those_of_the_trajectory_and_never_the_start(tools, model, batch, stop):
     attack = LatentAttack(step_size={"*": 0.05}, max_steps=6, stop_when_fooled=stop)
     method = GAT(attack=attack, rotation=(("all", "both"),), train_on="trajectory", oversample=2)
-    images, labels = adversarial(method.lesson(tools, model, *batch, 1))
+    images, labels = adversarial(method.lesson(tools, model, Batch(*batch), 1))
     assert len(images) > 3
 
     start_labels, ids = batch[1].repeat(2), torch.arange(2 * N) + 2 * N
@@ -222,8 +222,8 @@ def test_iterates_are_those_of_the_trajectory_and_never_the_start(tools, model, 
 
 
 def test_the_weight_is_that_of_adversarial_images(tools, model, batch):
-    plain = GAT(rotation=ROTATION).lesson(tools, model, *batch, 1)
-    heavy = GAT(rotation=ROTATION, weight=3.0).lesson(tools, model, *batch, 1)
+    plain = GAT(rotation=ROTATION).lesson(tools, model, Batch(*batch), 1)
+    heavy = GAT(rotation=ROTATION, weight=3.0).lesson(tools, model, Batch(*batch), 1)
     assert plain.weights is None
     assert torch.equal(heavy.images, plain.images)
     m = len(plain.images) - N
@@ -232,8 +232,8 @@ def test_the_weight_is_that_of_adversarial_images(tools, model, batch):
 
 
 def test_consistency_asks_for_the_answer_before_the_attack(tools, model, batch):
-    plain = GAT(rotation=ROTATION).lesson(tools, model, *batch, 1)
-    lesson = GAT(rotation=ROTATION, consistency=2.0, weight=0.5).lesson(tools, model, *batch, 1)
+    plain = GAT(rotation=ROTATION).lesson(tools, model, Batch(*batch), 1)
+    lesson = GAT(rotation=ROTATION, consistency=2.0, weight=0.5).lesson(tools, model, Batch(*batch), 1)
     m = len(plain.images) - N
     starts, after = slice(N, N + m), slice(N + m, N + 2 * m)
     assert lesson.num_clean == N + m
@@ -255,7 +255,7 @@ def test_the_attack_goes_through_the_auxiliary_batch_norms(tools, model, batch):
         model[1].auxiliary.weight.zero_()
         model[1].auxiliary.bias.zero_()
         model[-1].bias.copy_(torch.tensor([0.0, 1e-3, 0.0]))
-    lesson = method.lesson(tools, model, *batch, 0)
+    lesson = method.lesson(tools, model, Batch(*batch), 0)
     assert set(adversarial(lesson)[1].tolist()) == {1}
     assert lesson.facts["fooled_share"] == 0
     assert {GAT(batch_norm=kind).kept_branch for kind in ("shared", "main", "auxiliary")} == {
@@ -276,6 +276,6 @@ def test_the_attack_goes_through_the_auxiliary_batch_norms(tools, model, batch):
     ids=lambda o: next(iter(o)),
 )
 def test_a_model_that_cannot_be_fooled_is_taught_clean_images_whatever_the_options(tools, batch, options):
-    lesson = GAT(rotation=ROTATION, **options).lesson(tools, Always(1), *batch, 0)
+    lesson = GAT(rotation=ROTATION, **options).lesson(tools, Always(1), Batch(*batch), 0)
     assert len(lesson.images) == lesson.num_clean == N
     assert torch.isfinite(lesson.loss(TASK, torch.randn(N, 3))).all()

@@ -13,7 +13,7 @@ from torch import nn
 
 from gat.attacks import LatentAttack
 from gat.training.loop import DivergedError, TrainSettings, train
-from gat.training.methods import GAT, TRADES, Lesson, Method, Standard, Tools
+from gat.training.methods import GAT, TRADES, Batch, Lesson, Method, Standard, Tools
 from tasks.classification import ClassificationTask
 from tests.toys import CLASSES, Blobs, conv_classifier
 
@@ -67,10 +67,10 @@ class Until(Method):
     def kept_branch(self) -> Any:
         return self.method.kept_branch
 
-    def lesson(self, tools: Tools, model: nn.Module, images: Any, labels: Any, key: int) -> Lesson:
+    def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         if key == self.step and self.damage is None:
             raise Killed
-        lesson = self.method.lesson(tools, model, images, labels, key)
+        lesson = self.method.lesson(tools, model, batch, key)
         return replace(lesson, images=self.damage(lesson.images)) if key >= self.step else lesson
 
 
@@ -334,9 +334,9 @@ def test_the_average_is_that_of_the_iterates(tmp_path, accelerator):
     class Watch(Method):
         name: str = "watch"
 
-        def lesson(self, tools, model, images, labels, key):
+        def lesson(self, tools, model, batch, key):
             seen.append(model[6].weight.detach().clone())
-            return Lesson(images, labels, len(images))
+            return Lesson(batch.images, batch.labels, len(batch.images))
 
     settings = TrainSettings(steps=6, lr=0.01, ema_decay=0.7, **QUICK)
     average = run(tmp_path, accelerator, settings, Watch())

@@ -20,7 +20,7 @@ from gat.attacks import (
 )
 from gat.training.batch_norm import split_batch_norms
 from gat.training.method import seen
-from gat.training.methods import GAT, METHODS, PAT, AdversarialTraining, AdvProp, Standard, Tools
+from gat.training.methods import GAT, METHODS, PAT, AdversarialTraining, AdvProp, Batch, Standard, Tools
 from tasks.classification import ClassificationTask
 from tests.toys import CLASSES
 
@@ -29,7 +29,7 @@ QUICK = PGD(steps=1, stop_when_fooled=False)
 
 
 def test_standard_teaches_the_clean_images_and_nothing_else(tools, model, batch):
-    lesson = Standard().lesson(tools, model, *batch, 0)
+    lesson = Standard().lesson(tools, model, Batch(*batch), 0)
     assert lesson.images is batch[0]
     assert lesson.labels is batch[1]
     assert lesson.num_clean == N
@@ -38,7 +38,7 @@ def test_standard_teaches_the_clean_images_and_nothing_else(tools, model, batch)
 def test_adversarial_training_attacks_the_very_images_of_the_batch(tools, model, batch):
     images, labels = batch
     method = AdversarialTraining(attack=PGD(eps=0.02, steps=2, stop_when_fooled=False))
-    lesson = method.lesson(tools, model, images, labels, 0)
+    lesson = method.lesson(tools, model, Batch(images, labels), 0)
     assert lesson.num_clean == 0
     assert torch.equal(lesson.labels, labels)
     distance = (lesson.images - images).abs().flatten(1).amax(1)
@@ -49,7 +49,9 @@ def test_adversarial_training_attacks_the_very_images_of_the_batch(tools, model,
 
 
 def test_adversarial_training_can_keep_the_clean_images(tools, model, batch):
-    lesson = AdversarialTraining(attack=FGSM(eps=0.02), keep_clean=True).lesson(tools, model, *batch, 0)
+    lesson = AdversarialTraining(attack=FGSM(eps=0.02), keep_clean=True).lesson(
+        tools, model, Batch(*batch), 0
+    )
     assert lesson.num_clean == N
     assert torch.equal(lesson.images[:N], batch[0])
     assert torch.equal(lesson.labels, torch.cat([batch[1], batch[1]]))
@@ -72,7 +74,7 @@ class Darker(ImageAttack):
 
 def test_adversarial_training_takes_any_attack_on_images(tools, model, batch):
     method = AdversarialTraining.model_construct(attack=Darker())
-    lesson = method.lesson(tools, model, *batch, 0)
+    lesson = method.lesson(tools, model, Batch(*batch), 0)
     assert torch.equal(lesson.images, batch[0] / 2)
     with pytest.raises(ValueError, match="latent"):
         AdversarialTraining.model_validate({"attack": {"name": "latent"}})
@@ -90,7 +92,7 @@ def test_adversarial_training_takes_any_attack_on_images(tools, model, batch):
 )
 def test_every_kind_of_attack_gives_images_to_learn_from(tools, model, batch, attack):
     images, labels = batch
-    lesson = AdversarialTraining(attack=attack).lesson(tools, model, images, labels, 0)
+    lesson = AdversarialTraining(attack=attack).lesson(tools, model, Batch(images, labels), 0)
     with torch.no_grad():
         right = model.eval()(images).argmax(1) == labels
         logits, before = model(lesson.images), model(images)
@@ -103,7 +105,7 @@ def test_every_kind_of_attack_gives_images_to_learn_from(tools, model, batch, at
 def test_pat_teaches_what_its_attack_makes_in_the_features_of_the_model_itself(tools, model, batch):
     images, labels = batch
     method = PAT(attack=FastLPA(bound=0.1, layers=("0", "2")))
-    lesson = method.lesson(tools, model, images, labels, 0)
+    lesson = method.lesson(tools, model, Batch(images, labels), 0)
     assert lesson.num_clean == 0
     assert torch.equal(lesson.labels, labels)
     outcome = method.attack.run(tools.task, model, images, labels)
@@ -121,7 +123,7 @@ def test_every_step_starts_its_attack_elsewhere(tools, model, batch, monkeypatch
 
     monkeypatch.setattr(PGD, "run", watched)
     for key in range(3):
-        AdversarialTraining(attack=QUICK).lesson(tools, model, *batch, key)
+        AdversarialTraining(attack=QUICK).lesson(tools, model, Batch(*batch), key)
     assert torch.equal(torch.cat(asked), torch.arange(3 * N))
 
 
@@ -130,23 +132,23 @@ def test_a_lesson_leaves_no_trace_and_repeats_itself(tools, model, batch, small_
         split_batch_norms(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     rng = torch.get_rng_state()
-    first = small_method.lesson(tools, model, *batch, 5)
+    first = small_method.lesson(tools, model, Batch(*batch), 5)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(part.training for part in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not first.images.requires_grad
     torch.rand(7)
-    again = small_method.lesson(tools, model, *batch, 5)
+    again = small_method.lesson(tools, model, Batch(*batch), 5)
     assert torch.equal(first.images, again.images)
     assert first.facts == again.facts
     if small_method.name != "standard":
-        other = small_method.lesson(tools, model, *batch, 11)  # the same place in the rotation
+        other = small_method.lesson(tools, model, Batch(*batch), 11)  # the same place in the rotation
         assert other.images.shape != first.images.shape or not torch.equal(other.images, first.images)
 
 
 def test_what_every_method_teaches_is_images_with_labels(tools, model, batch, small_method):
-    lesson = small_method.lesson(tools, model, *batch, 2)
+    lesson = small_method.lesson(tools, model, Batch(*batch), 2)
     assert 0 <= lesson.num_clean <= len(lesson.images) == len(lesson.labels)
     assert lesson.images.min() >= 0
     assert lesson.images.max() <= 1

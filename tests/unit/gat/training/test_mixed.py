@@ -5,7 +5,7 @@ import torch
 
 from gat.attacks import PGD
 from gat.training.method import seen
-from gat.training.methods import GAT, TRADES, AdversarialTraining, AdvProp, Mixed, Standard
+from gat.training.methods import GAT, TRADES, AdversarialTraining, AdvProp, Batch, Mixed, Standard
 
 N = 12
 ROTATION = (("coarse", "style"), ("fine", "noise"), ("all", "both"))
@@ -18,7 +18,10 @@ def test_in_turn_every_step_is_of_the_next_method(tools, model, batch):
     mixed = Mixed(methods=PARTS, how="in_turn")
     for key in range(6):
         part = PARTS[key % 2]
-        lesson, own = mixed.lesson(tools, model, *batch, key), part.lesson(tools, model, *batch, key // 2)
+        lesson, own = (
+            mixed.lesson(tools, model, Batch(*batch), key),
+            part.lesson(tools, model, Batch(*batch), key // 2),
+        )
         assert torch.equal(lesson.images, own.images)
         assert torch.equal(lesson.labels, own.labels)
         assert lesson.num_clean == own.num_clean
@@ -27,9 +30,9 @@ def test_in_turn_every_step_is_of_the_next_method(tools, model, batch):
 
 def test_split_every_method_has_its_share_of_the_batch(tools, model, batch):
     images, labels = batch
-    lesson = Mixed(methods=PARTS, how="split").lesson(tools, model, images, labels, 1)
-    gat = PARTS[0].lesson(tools, model, images[::2], labels[::2], 1)
-    at = AT.lesson(tools, model, images[1::2], labels[1::2], 1)
+    lesson = Mixed(methods=PARTS, how="split").lesson(tools, model, Batch(images, labels), 1)
+    gat = PARTS[0].lesson(tools, model, Batch(images[::2], labels[::2]), 1)
+    at = AT.lesson(tools, model, Batch(images[1::2], labels[1::2]), 1)
     assert lesson.num_clean == N // 2
     assert torch.equal(lesson.images, torch.cat([gat.images, at.images]))
     assert torch.equal(lesson.labels, torch.cat([gat.labels, at.labels]))
@@ -38,8 +41,8 @@ def test_split_every_method_has_its_share_of_the_batch(tools, model, batch):
 
 def test_losses_of_different_kinds_are_mixed(tools, model, batch):
     trades = TRADES(steps=1, beta=2)
-    lesson = Mixed(methods=(AT, trades), how="split").lesson(tools, model, *batch, 0)
-    own = trades.lesson(tools, model, batch[0][1::2], batch[1][1::2], 0)
+    lesson = Mixed(methods=(AT, trades), how="split").lesson(tools, model, Batch(*batch), 0)
+    own = trades.lesson(tools, model, Batch(batch[0][1::2], batch[1][1::2]), 0)
     assert lesson.num_clean == N // 2
     assert (
         float(lesson.total_weight) == N
@@ -50,7 +53,7 @@ def test_losses_of_different_kinds_are_mixed(tools, model, batch):
 
 
 def test_a_batch_smaller_than_the_methods_is_no_problem(tools, model, batch):
-    lesson = Mixed(methods=(Standard(), AT, AT)).lesson(tools, model, batch[0][:2], batch[1][:2], 0)
+    lesson = Mixed(methods=(Standard(), AT, AT)).lesson(tools, model, Batch(batch[0][:2], batch[1][:2]), 0)
     assert len(lesson.images) == 2
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gat.latents import seeded_normal
 from gat.training.method import divergence
-from gat.training.methods import TRADES, Standard, Tools
+from gat.training.methods import TRADES, Batch, Standard, Tools
 from tasks.classification import ClassificationTask
 from tests.toys import CLASSES, linear_classifier
 
@@ -30,8 +30,8 @@ LABELS = torch.arange(N) % 3
 
 def test_without_the_divergence_it_is_standard_training(weights, images):
     model = linear_classifier(weights)
-    lesson = TRADES(beta=0).lesson(TOOLS, model, images, LABELS, 3)
-    standard = Standard().lesson(TOOLS, model, images, LABELS, 3)
+    lesson = TRADES(beta=0).lesson(TOOLS, model, Batch(images, LABELS), 3)
+    standard = Standard().lesson(TOOLS, model, Batch(images, LABELS), 3)
     assert torch.equal(lesson.images, standard.images)
     assert torch.equal(lesson.loss(TASK, model(images)), standard.loss(TASK, model(images)))
     assert lesson.total_weight == standard.total_weight == N
@@ -40,7 +40,7 @@ def test_without_the_divergence_it_is_standard_training(weights, images):
 
 def test_the_loss_is_that_of_the_paper(weights, images):
     model, method = linear_classifier(weights), TRADES(beta=6, steps=3)
-    lesson = method.lesson(TOOLS, model, images, LABELS, 0)
+    lesson = method.lesson(TOOLS, model, Batch(images, LABELS), 0)
     clean, attacked = model(images), model(lesson.images[N:])
     loss = lesson.loss(TASK, model(lesson.images)).sum() / lesson.total_weight
     kl = F.kl_div(attacked.log_softmax(1), clean.softmax(1), reduction="batchmean")
@@ -79,12 +79,12 @@ def test_the_divergence_grows_within_the_ball(weights, images):
 def test_images_that_are_wrong_already_are_moved_too(weights, images):
     model = linear_classifier(weights)
     wrong = (model(images).argmax(1) + 1) % 3
-    lesson = TRADES(steps=2).lesson(TOOLS, model, images, wrong, 0)
+    lesson = TRADES(steps=2).lesson(TOOLS, model, Batch(images, wrong), 0)
     assert ((lesson.images[N:] - images).abs().flatten(1).amax(1) > 0.005).all()
 
 
 def test_the_answer_to_the_clean_images_is_computed_once(weights, images):
     model, calls = linear_classifier(weights), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    TRADES(steps=7).lesson(TOOLS, model, images, LABELS, 0)
+    TRADES(steps=7).lesson(TOOLS, model, Batch(images, LABELS), 0)
     assert len(calls) == 1 + 7 + 1  # the answer, seven steps, the last look

@@ -28,3 +28,11 @@ def test_the_union_picks_the_reader_by_name_and_refuses_others():
 def test_a_built_dataset_keeps_the_contract():
     dataset = DATASETS["fashion_mnist"](limit=1).build("test")
     assert isinstance(dataset, ClassificationDataset)
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_every_reader_says_its_task(name):
+    needs_root = DATASETS[name].model_fields["root"].is_required()
+    config = DATASETS[name](**({"root": "data"} if needs_root else {}))
+    assert config.task in ("classification", "segmentation", "detection")
+    assert "task" not in config.model_dump()

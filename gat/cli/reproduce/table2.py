@@ -1,15 +1,6 @@
-"""Make a table of the paper again: train every row with every seed, judge all of them, and set the result beside the paper's.
+"""Table 2: every defence against every attack. Under runs/<name>/ each seed has a folder with one run per row, that every other
+command reads, and one with the records of all rows."""
 
-Example:
-    gat reproduce table2 --config configs/fashion_table2.yaml
-    gat reproduce table2 --config configs/fashion_table2.yaml --only train 'seeds=[1]'
-
-The same command again goes on where it stopped. Several processes may train different seeds of one table at the same time
-(`--only train`); the last call, without --only, evaluates and writes results/<table>/ from all of them. Under runs/<name>/ each
-seed has a folder with one run per row, that every other command reads, and one with the records of all rows.
-"""
-
-import argparse
 import gzip
 import json
 import os
@@ -23,16 +14,14 @@ from pydantic import Field, field_validator
 from gat.cli.compose import BASE, ORIGINAL, RunConfig, check_same_run, open_run, write_provenance
 from gat.cli.evaluate import JUDGE, judge_together, models_of, suite_words
 from gat.cli.train import train_models
-from gat.config import Config, dump, load
+from gat.config import Config, load
 from gat.evaluation.records import read_records, write_records
 from gat.evaluation.suites import Protocol, suite
 from gat.report import write_report
 from gat.report.folder import read_run
-from gat.report.page import Results, compute
+from gat.report.results import Results, compute
 from gat.report.tables import result_rows
 from gat.training.methods import MethodConfig
-
-TABLES = ("table2",)
 
 PAPER_COLUMNS = ("clean", "gat", "pgd", "spatial", "recolor", "perceptual", "mean_unseen")
 PAPER = {
@@ -46,8 +35,8 @@ PAPER = {
 """Table 2 of Poursaeed et al.: accuracy in per cent on LSUN. Not all of its means are the means of its rows: advprop's would be 13.9."""
 
 
-class TableConfig(Config):
-    """Rows and seeds of a table.
+class Table2Config(Config):
+    """Rows and seeds of the table.
 
     Attributes:
         name: of the folder under runs/, or of `out`.
@@ -93,44 +82,25 @@ class TableConfig(Config):
         )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument(
-        "--config", type=Path, action="append", default=[], help="YAML file; a later one wins"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as seeds=[0] or run.train.steps=2000"
-    )
-    parser.add_argument(
-        "--only", choices=("train", "evaluate"), help="one half of the work; default: both, and the table"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-
-
-def run(args: argparse.Namespace) -> int:
-    config = load(TableConfig, args.config, args.overrides)
-    if args.dry_run:
-        print(dump(config), end="")
-        return 0
-    if args.only != "evaluate":
+def reproduce(config: Table2Config, only: str | None, command: str) -> None:
+    """Train, judge and publish, or one half of that."""
+    if only != "evaluate":
         for seed in config.seeds:
             train_rows(config, seed)
-    if args.only == "train":
-        return 0
+    if only == "train":
+        return
     is_main = True
     for protocol in config.protocols:
         for seed in config.seeds:
             is_main = judge_rows(config, seed, protocol)
-    if is_main and args.only is None:
+    if is_main and only is None:
         for protocol in config.protocols:
             print(f"page: {pool_seeds(config, protocol)}")
-        words = " ".join(f"--config {path}" for path in args.config)
-        target = publish(config, Path("results") / args.table, f"gat reproduce {args.table} {words}")
+        target = publish(config, Path("results/table2"), command)
         print((target / "table.md").read_text())
-    return 0
 
 
-def train_rows(config: TableConfig, seed: int) -> None:
+def train_rows(config: Table2Config, seed: int) -> None:
     """Every row of one seed, each in a run folder of its own; all start from one base and share one original."""
     first: Path | None = None
     for row in config.rows:
@@ -149,7 +119,7 @@ def train_rows(config: TableConfig, seed: int) -> None:
         first = first or run_config.folder
 
 
-def judge_rows(config: TableConfig, seed: int, protocol: Protocol) -> bool:
+def judge_rows(config: Table2Config, seed: int, protocol: Protocol) -> bool:
     """Every row of one seed against every attack of the suite. Returns whether this is the main process."""
     folders = [config.row_run(row, seed).folder for row in config.rows]
     first = config.row_run(next(iter(config.rows)), seed)
@@ -168,7 +138,7 @@ def judge_rows(config: TableConfig, seed: int, protocol: Protocol) -> bool:
     return current.accelerator.is_main_process
 
 
-def pool_seeds(config: TableConfig, protocol: Protocol) -> Path:
+def pool_seeds(config: Table2Config, protocol: Protocol) -> Path:
     """One page over all seeds: the same rows, every example once per seed."""
     parts = [config.judged_folder(protocol, seed) for seed in config.seeds]
     pooled = config.folder / protocol
@@ -186,7 +156,7 @@ def pool_seeds(config: TableConfig, protocol: Protocol) -> Path:
     return write_report(pooled)
 
 
-def publish(config: TableConfig, target: Path, command: str) -> Path:
+def publish(config: Table2Config, target: Path, command: str) -> Path:
     """results/<table>: table.json with the rows of all protocols and the paper's, table.md, and the records that they came from."""
     target.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

@@ -1,0 +1,66 @@
+"""Numbers of a whole data set, such as mean IoU or average precision, from the evidence in the records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gat.evaluation.records import Record
+from gat.protocols import Task
+
+RESAMPLES = 100
+"""Bootstrap samples behind an interval."""
+
+
+def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[dict[str, Any]]:
+    """One row per model and attack, in the order of the records.
+
+    Returns:
+        Rows {model, attack, protocol, source, n, metrics, score, oracle}. `metrics` are the task's, `score` the means over examples of
+        its scores before and after the attack, `oracle` of the oracle's, None if none was asked. Intervals are 95 % bootstrap ones
+        over examples (Efron 1979).
+    """
+    cells: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in records:
+        if record.evidence is not None:
+            cells.setdefault((record.model, record.attack, record.protocol, record.source), []).append(record)
+    rows = []
+    for (model, attack, protocol, source), found in cells.items():
+        rows.append(
+            {
+                "model": model,
+                "attack": attack,
+                "protocol": protocol,
+                "source": source,
+                "n": len(found),
+                "metrics": _with_intervals(task, [record.evidence for record in found], seed),
+                "score": _means(found, "score"),
+                "oracle": _means(found, "oracle_score"),
+            }
+        )
+    return rows
+
+
+def _with_intervals(task: Task, evidence: list[Any], seed: int) -> dict[str, dict[str, float]]:
+    generator = np.random.default_rng(seed)
+    draws = [
+        task.metrics([evidence[i] for i in generator.integers(len(evidence), size=len(evidence))])
+        for _ in range(RESAMPLES)
+    ]
+    low, high = (
+        {name: float(np.nanquantile([draw[name] for draw in draws], q)) for name in draws[0]}
+        for q in (0.025, 0.975)
+    )
+    return {
+        name: {"value": value, "low": low[name], "high": high[name]}
+        for name, value in task.metrics(evidence).items()
+    }
+
+
+def _means(records: list[Record], name: str) -> dict[str, float] | None:
+    """Before and after the attack."""
+    pairs = [(getattr(record, f"clean_{name}"), getattr(record, name)) for record in records]
+    if any(after is None for _, after in pairs):
+        return None
+    before, after = (float(np.mean(side)) for side in zip(*pairs, strict=True))
+    return {"before": before, "after": after}

@@ -1,0 +1,269 @@
+"""The paper's Table 1 from run folders: undefended and adversarially trained models, clean and attacked, task by task."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gat.report.finding import compared_model
+from gat.report.folder import RunFolder
+from gat.report.metrics import inline
+from gat.report.statistics import Estimate, Key, Proportion, by_cell, clean_column, columns, models, summarize
+from gat.report.tables import Table, markdown_text, to_latex, to_markdown
+
+MODELS = {"trained": "Adversarially trained", "original": "Original"}
+"""Rows, in the paper's order."""
+
+HEADLINES = {"classification": "accuracy", "segmentation": "pixel_accuracy", "detection": "ap"}
+"""What the paper quotes for each task, in its order."""
+
+PAPER = {
+    ("classification", "LSUN"): {"trained": (0.895, 0.784), "original": (0.889, 0.0)},
+    ("classification", "CelebA-HQ"): {"trained": (0.962, 0.836), "original": (0.957, 0.0)},
+    ("segmentation", "COCO-Stuff"): {"trained": (0.691, 0.602), "original": (0.679, 0.027)},
+    ("detection", ""): {"trained": (0.402, 0.337), "original": (0.390, 0.020)},
+}
+"""Table 1 of Poursaeed et al.: (task, data) -> clean and adversarial, the latter at iteration 10 for segmentation and detection. The
+paper does not name the data of its detector."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell of one run.
+
+    Attributes:
+        model: 'original' or 'trained'.
+        name: of the model in the records.
+        attack: 'clean', or the attack's name.
+        seed: of the run's training.
+        value: with its interval over the examples, and their number.
+    """
+
+    task: str
+    data: str
+    model: str
+    name: str
+    attack: str
+    protocol: str
+    source: str
+    seed: int
+    value: Estimate
+
+
+def measure(run: RunFolder, attack: str = "gat") -> list[Measured]:
+    """The headline numbers of one run: the undefended model and the trained one, clean and under one attack.
+
+    Args:
+        run: of one task and one training seed.
+        attack: its name in the records.
+
+    Raises:
+        ValueError: if the run has not these numbers, or not one seed; it says what is there.
+    """
+    if len(run.seeds) != 1:
+        raise ValueError(
+            f"{run.name}: a run of one training seed is wanted, got seeds {run.seeds or 'unknown'}"
+        )
+    task = run.scene_task or "classification"
+    values = _scene_values(run) if run.scene_task else _accuracies(run)
+    names = models(values)
+    trained = compared_model(names)
+    if not names or trained is None:
+        raise ValueError(
+            f"{run.name}: an undefended and a trained model are wanted, got {', '.join(names) or 'none'}"
+        )
+    across = columns(values)
+    clean = clean_column(across)
+    attacked = [column for column in across if column.attack == attack]
+    if clean is None or len(attacked) != 1:
+        there = ", ".join(f"{c.attack} [{c.protocol}]" if c.protocol else c.attack for c in across)
+        raise ValueError(f"{run.name}: clean images and attack {attack!r} once are wanted; there is {there}")
+    found = []
+    for model, name in (("trained", trained), ("original", names[0])):
+        for column in (clean, attacked[0]):
+            value = values.get(Key(name, column))
+            if value is None:
+                raise ValueError(f"{run.name}: {name} was not measured under {column.attack!r}")
+            shown = "clean" if column.attack == "none" else column.attack
+            found.append(
+                Measured(
+                    task, run.task, model, name, shown, column.protocol, column.source, run.seeds[0], value
+                )
+            )
+    return found
+
+
+def _scene_values(run: RunFolder) -> dict[Key, Estimate]:
+    metrics = run.scene_metrics
+    if metrics is None:
+        raise ValueError(f"{run.name}: metrics.json is missing or damaged")
+    wanted = HEADLINES[run.scene_task or ""]
+    lacking = sorted({row.key.model for row in metrics.rows if wanted not in row.metrics})
+    if lacking:
+        raise ValueError(
+            f"{run.name}: {inline(wanted)} is wanted and was not measured for {', '.join(lacking)}"
+        )
+    return {row.key: row.metrics[wanted] for row in metrics.rows}
+
+
+def _accuracies(run: RunFolder) -> dict[Key, Estimate]:
+    if not run.records:
+        raise ValueError(f"{run.name}: records.jsonl is missing or damaged")
+    return {key: _estimate(summarize(key, cell).accuracy) for key, cell in by_cell(run.records).items()}
+
+
+def _estimate(share: Proportion) -> Estimate:
+    return Estimate(share.value, share.low, share.high, share.n)
+
+
+def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
+    """Rows of `results/table1/table.json`: for every task, model and attack the mean over seeds.
+
+    Returns:
+        Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed}, values as
+        fractions. `low` and `high` are the lowest and the highest seed; of a single seed, its 95 % interval over examples; `interval`
+        says which. `n` counts the examples of all seeds together.
+
+    Raises:
+        ValueError: if runs of one task differ in data or protocol, or two have the same seed.
+    """
+    groups: dict[tuple[str, str, str], list[Measured]] = {}
+    for cell in measured:
+        groups.setdefault((cell.task, cell.model, _kind(cell)), []).append(cell)
+    rows = []
+    for (task, model, _), cells in sorted(groups.items(), key=lambda group: _order(group[0])):
+        cells = sorted(cells, key=lambda cell: cell.seed)
+        seeds = [cell.seed for cell in cells]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{task}: every run needs its own seed, got {seeds}")
+        about = {(cell.data, cell.attack, cell.protocol, cell.source) for cell in cells}
+        if len(about) > 1:
+            raise ValueError(f"{task}: runs differ in data, attack or protocol, got {sorted(about)}")
+        ((data, attack, protocol, source),) = about
+        values = [cell.value.value for cell in cells]
+        low, high = (
+            (min(values), max(values)) if len(cells) > 1 else (cells[0].value.low, cells[0].value.high)
+        )
+        rows.append(
+            {
+                "task": task,
+                "data": data,
+                "model": model,
+                "attack": attack,
+                "protocol": protocol,
+                "source": source,
+                "metric": HEADLINES[task],
+                "value": sum(values) / len(values),
+                "low": low,
+                "high": high,
+                "interval": "lowest and highest seed" if len(cells) > 1 else "95% over examples",
+                "n": sum(cell.value.n for cell in cells),
+                "seeds": seeds,
+                "per_seed": values,
+            }
+        )
+    return rows
+
+
+def _kind(cell: Measured) -> str:
+    return "clean" if cell.attack == "clean" else "adversarial"
+
+
+def _order(group: tuple[str, str, str]) -> tuple[int, int, bool]:
+    task, model, kind = group
+    return list(HEADLINES).index(task), list(MODELS).index(model), kind != "clean"
+
+
+def table1(rows: Sequence[Mapping[str, Any]], compact: bool = False) -> Table:
+    """Table 1 as the paper prints it: models down, tasks across, and below it the paper's.
+
+    Args:
+        rows: of `table1_rows`.
+        compact: values alone, as in print.
+
+    Raises:
+        ValueError: without rows.
+    """
+    if not rows:
+        raise ValueError("Table 1 needs rows, got none")
+    tasks = [task for task in HEADLINES if any(row["task"] == task for row in rows)]
+    data = {row["task"]: row["data"] for row in rows}
+    found = {(row["task"], row["model"], row["attack"] == "clean"): row for row in rows}
+
+    def cell(task: str, model: str, clean: bool) -> str:
+        row = found.get((task, model, clean))
+        if row is None:
+            return "–"
+        value = f"{100 * row['value']:.1f}"
+        return value if compact else f"{value} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+
+    lines = [
+        (name, *(cell(task, model, clean) for task in tasks for clean in (True, False)))
+        for model, name in MODELS.items()
+    ]
+    # The paper has two data sets of classification, so the columns of the other tasks are said once.
+    sources: dict[str, list[str]] = {}
+    for task, where in PAPER:
+        sources.setdefault(task, []).append(where)
+    for turn in range(max(len(sources[task]) for task in tasks)):
+        for model, name in MODELS.items():
+            values = []
+            names = []
+            for task in tasks:
+                there = sources[task][turn : turn + 1]
+                names += filter(None, there)
+                values += [f"{100 * v:.1f}" for v in PAPER[task, there[0]][model]] if there else ["", ""]
+            lines.append((f"Paper, {name[0].lower()}{name[1:]} ({', '.join(names)})", *values))
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    sizes = "; ".join(
+        f"{task} ({data[task]}) "
+        + ", ".join(
+            f"{'clean' if clean else 'adversarial'} n = {row['n']}"
+            for clean in (True, False)
+            if (row := found.get((task, "trained", clean)))
+        )
+        for task in tasks
+    )
+    spread = (
+        ""
+        if compact
+        else (f" In brackets {', or '.join(dict.fromkeys(str(row['interval']) for row in rows))}.")
+    )
+    protocols = ", ".join(
+        dict.fromkeys(f"{row['attack']} [{row['protocol']}]" for row in rows if row["attack"] != "clean")
+    )
+    caption = (
+        f"Accuracy, pixel accuracy and average precision in per cent, mean over training seeds {', '.join(map(str, seeds))}.{spread} "
+        f"Adversarial: {protocols}. {sizes}, all seeds together. The paper's rows are Table 1 of Poursaeed et al., on other data and "
+        "models."
+    )
+    headings = {"classification": "Classification", "segmentation": "Segmentation", "detection": "Detection"}
+    header = ("Model", *(f"{headings[task]}, {kind}" for task in tasks for kind in ("clean", "adversarial")))
+    return Table(caption, header, tuple(lines))
+
+
+def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of `table1_rows`, with spreads, sizes and the paper's numbers."""
+    table = table1(rows)
+    return f"{to_markdown(table)}\n\n{markdown_text(table.caption)}\n"
+
+
+def table1_latex(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of `table1_rows`, as in print."""
+    return to_latex(table1(rows, compact=True)) + "\n"
+
+
+def paper_rows() -> list[dict[str, Any]]:
+    """The paper's Table 1 as rows of `table1_rows`, without what it does not say."""
+    return [
+        {
+            "task": task,
+            "data": data,
+            "model": model,
+            "attack": attack,
+            "metric": HEADLINES[task],
+            "value": value,
+        }
+        for (task, data), by_model in PAPER.items()
+        for model, values in by_model.items()
+        for attack, value in zip(("clean", "gat"), values, strict=True)
+    ]

@@ -1,0 +1,117 @@
+"""Any segmenter of segmentation-models-pytorch, by its names."""
+
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt, field_validator, model_validator
+
+from tasks.models.errors import one_line
+from tasks.models.normalized import Normalized
+from tasks.models.settings import NetworkConfig, check_num_classes, try_out
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SMPConfig(NetworkConfig, frozen=True, extra="forbid"):
+    """A network of segmentation-models-pytorch (https://github.com/qubvel-org/segmentation_models.pytorch), an optional dependency.
+
+    Attributes:
+        name: Registered name.
+        arch: Of the decoder, for example 'unet', 'fpn' or 'deeplabv3plus'.
+        encoder: Of the library, for example 'resnet18' or 'mobilenet_v2', or one of timm's: 'tu-' and its name.
+        pretrained: Start from an encoder with ImageNet weights; downloaded on first use.
+        resize: Side in pixels the network gets its images in, whatever their size. None leaves them alone.
+        options: Further arguments of `segmentation_models_pytorch.create_model`, for example {encoder_depth: 4}.
+        mean, std: None is ImageNet's, which most of the library's encoders were trained with.
+    """
+
+    task: ClassVar[str] = "segmentation"
+    name: Literal["smp"] = "smp"
+    arch: str
+    encoder: str = "resnet18"
+    pretrained: bool = False
+    resize: PositiveInt | None = None
+    options: dict[str, Any] = {}
+
+    @field_validator("arch")
+    @classmethod
+    def _arch_is_known(cls, arch: str) -> str:
+        known = list(library().MODEL_ARCHITECTURES_MAPPING)
+        if arch not in known:
+            near = get_close_matches(arch.lower(), known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
+            raise ValueError(f"segmentation-models-pytorch has no architecture {arch!r}; {hint}")
+        return arch
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_is_known(cls, encoder: str) -> str:
+        import timm  # half a second that other models need not spend
+
+        known = library().encoders.get_encoder_names()
+        if encoder.startswith("tu-"):
+            known, found = [f"tu-{name}" for name in timm.list_models()], timm.is_model(encoder[3:])
+        else:
+            found = encoder in known
+        if not found:
+            near = get_close_matches(encoder.lower(), known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
+            raise ValueError(f"segmentation-models-pytorch has no encoder {encoder!r}; {hint}")
+        return encoder
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "SMPConfig":
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights both say where to start from; set one of them")
+        return self
+
+    def build(self, num_classes: int, image_size: int) -> Normalized:
+        """The network, shown one image; logits [b, num_classes, h, w].
+
+        Raises:
+            ValueError: If there are fewer than 2 classes, the library refuses the options, the pretrained weights cannot be had,
+                `weights` do not fit, or the network cannot read images of this size.
+        """
+        check_num_classes(num_classes)
+        who = f"segmentation-models-pytorch {self.arch} with encoder {self.encoder}"
+        try:
+            network = library().create_model(
+                self.arch,
+                encoder_name=self.encoder,
+                encoder_weights="imagenet" if self.pretrained else None,
+                classes=num_classes,
+                **self.options,
+            )
+        except Exception as error:  # of the library, of timm, or of the network
+            if self.pretrained and not isinstance(error, TypeError):
+                raise ValueError(
+                    f"{who}: pretrained weights could not be had ({one_line(error)}); without a network, set weights: to a file you "
+                    "have, or pretrained: false"
+                ) from error
+            raise ValueError(f"{who} cannot be built with {self.options} ({one_line(error)})") from error
+        model = self.finish(network, num_classes, IMAGENET_MEAN, IMAGENET_STD, self.resize)
+        try_out(
+            model,
+            num_classes,
+            image_size,
+            who,
+            "use images of a multiple of 32 px, or set resize to such a side",
+        )
+        return model
+
+
+def library() -> ModuleType:
+    """segmentation-models-pytorch.
+
+    Raises:
+        ValueError: If it is not installed; says how to.
+    """
+    try:
+        import segmentation_models_pytorch
+    except ImportError as error:
+        raise ValueError(
+            'models named smp come from a package that is not installed: pip install "gat-robust[seg]", or pip install '
+            "segmentation-models-pytorch"
+        ) from error
+    return segmentation_models_pytorch

@@ -1,0 +1,163 @@
+"""Scenes go the way of pictures: through the same evaluation, with scores for classes."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import default_collate
+
+from gat.attacks import PGD, LatentAttack
+from gat.evaluation.evaluate import EvaluationSettings, evaluate, layout_agreement
+from gat.evaluation.metrics import metric_rows
+from gat.evaluation.records import Record, read_records
+from gat.training.methods import GAT, Batch, Tools
+from tasks.detection import DetectionTask
+from tasks.models.small_fcos import SmallFCOSConfig
+from tasks.models.small_segnet import SmallSegNetConfig
+from tasks.segmentation import SegmentationTask
+from tests.toys import tiny_scenes, tiny_spade
+
+STEPS = {"gamma/*": 0.3, "beta/*": 0.3}
+LATENT = LatentAttack(step_size=STEPS, max_steps=3, stop_when_fooled=False)
+
+
+def segmenter(seed: int = 0) -> nn.Module:
+    """One that is right about some pixels of every scene: it knows no pixels, but which classes are common."""
+    torch.manual_seed(seed)
+    model = SmallSegNetConfig(widths=(8, 8), blocks=(1, 1)).build(16, 32).eval()
+    data = tiny_scenes()
+    pixels = torch.stack([data[i]["labels"] for i in range(len(data))])
+    shares = torch.bincount(pixels.flatten(), minlength=16) / pixels.numel()
+    with torch.no_grad():
+        head = model.network.head
+        head.bias.copy_(20 * shares.repeat_interleave(head.out_channels // 16))
+    return model
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    data = tiny_scenes()
+    return Tools(SegmentationTask(data.classes, fooled_at=0.0), tiny_spade(), segmenter(5))
+
+
+def judged(tools, accelerator, folder, width=4, data=None, model=None):
+    attacks = {"renderings": LATENT.model_copy(update={"max_steps": 0}), "gat": LATENT, "pgd": PGD(steps=2)}
+    settings = EvaluationSettings(attacks=attacks, num_real=6, num_generated=6, width=width, num_pictures=2)
+    data = data or tiny_scenes()
+    return evaluate({"original": model or segmenter()}, data, tools, settings, accelerator, folder)
+
+
+def test_scores_are_those_of_the_answers_and_the_attack_lowers_them(tools, accelerator, tmp_path):
+    records = judged(tools, accelerator, tmp_path)
+    data, model = tiny_scenes(), segmenter()
+    clean = {r.id: r for r in records if r.attack == "none"}
+    for i in range(len(data)):
+        item = data[i]
+        with torch.no_grad():
+            answer = model(item["images"][None]).argmax(1)[0]
+        assert clean[item["ids"]].score == pytest.approx(float((answer == item["labels"]).float().mean()))
+    of = {name: [r for r in records if r.attack == name] for name in ("renderings", "gat", "pgd")}
+    assert [len(rs) for rs in of.values()] == [6, 6, 6]
+    assert sum(record.score > 0 for record in of["renderings"]) > 2
+    for before, after in zip(of["renderings"], of["gat"], strict=True):
+        assert before.id == after.id and before.clean_score == after.clean_score == before.score
+        if before.score > 0:
+            assert after.iterations == 3 and after.loss > before.loss
+        assert {"linf_gamma", "linf_beta"} <= after.distances.keys()
+    assert {r.source for r in of["gat"]} == {"generated"} and {r.source for r in of["pgd"]} == {"real"}
+    assert all(r.label == 1 and r.prediction == (r.score > 0) for r in records)
+
+
+def test_numbers_of_the_whole_set_come_from_the_records(tools, accelerator, tmp_path):
+    records = judged(tools, accelerator, tmp_path)
+    assert read_records(tmp_path / "records.jsonl") == records
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert (found["task"], found["headline"]) == ("segmentation", "pixel_accuracy")
+    assert [row["attack"] for row in found["rows"]] == ["none", "renderings", "gat", "pgd"]
+    for row in found["rows"]:
+        scores = [r.score for r in records if r.attack == row["attack"]]
+        accuracy = row["metrics"]["pixel_accuracy"]
+        assert accuracy["value"] == pytest.approx(sum(scores) / len(scores))  # all images are of one size
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert row["score"]["after"] == pytest.approx(accuracy["value"])
+        assert row["n"] == len(scores) and row["oracle"]["before"] is not None
+
+
+def test_a_scene_does_not_depend_on_its_batch(tools, accelerator, tmp_path):
+    wide = judged(tools, accelerator, tmp_path / "wide", width=6)
+    for one, other in zip(judged(tools, accelerator, tmp_path / "narrow", width=2), wide, strict=True):
+        assert (one.attack, one.id, one.iterations) == (other.attack, other.id, other.iterations)
+        assert one.score == pytest.approx(other.score, abs=0.02)
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
+
+
+def test_detectors_go_the_same_way(accelerator, tmp_path):
+    data = tiny_scenes("boxes")
+    torch.manual_seed(0)
+    detector = SmallFCOSConfig().build(len(data.classes), 32).eval()
+    tools = Tools(DetectionTask(data.classes, fooled_at=0.0), tiny_spade(), segmenter(5))
+    records = judged(tools, accelerator, tmp_path, data=data, model=detector)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert (found["task"], found["headline"]) == ("detection", "ap")
+    boxes = {r.id: r.evidence["boxes"] for r in records if r.attack == "none"}
+    for i in range(len(data)):
+        assert len(boxes[data[i]["ids"]]) == int((data[i]["labels"][:, 4] >= 0).sum())
+
+
+def test_the_oracle_is_asked_for_the_layout_and_not_for_unknown_pixels():
+    class Reads(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(torch.tensor([[[0, 1], [1, 0]]]), 3).permute(0, 3, 1, 2).float()
+
+    layouts = torch.tensor([[[[0, 1], [2, 255]], [[0, 0], [0, 0]]]])
+    assert layout_agreement(Reads(), torch.zeros(1, 3, 2, 2), layouts, 4).tolist() == pytest.approx([2 / 3])
+
+
+def test_intervals_are_of_examples_and_the_same_every_time():
+    task = SegmentationTask(("a", "b"))
+    shares = [0, 2, 5, 9, 10, 10, 3, 7]
+    records = [
+        Record("m", "pgd", "p", "real", i, 1, 1, 1, False, score=n / 10, clean_score=1.0,
+               evidence=[[0, 0, n], [0, 1, 10 - n]])
+        for i, n in enumerate(shares)
+    ]  # fmt: skip
+    (row,) = metric_rows(records, task)
+    assert row["metrics"]["pixel_accuracy"]["value"] == pytest.approx(sum(shares) / 80)
+    error = torch.tensor(shares).div(10).std() / len(shares) ** 0.5
+    width = row["metrics"]["pixel_accuracy"]["high"] - row["metrics"]["pixel_accuracy"]["low"]
+    assert 2 * float(error) < width < 6 * float(error)
+    assert metric_rows(records, task) == [row]
+    assert metric_rows([Record("m", "pgd", "p", "real", 0, 1, 1, 1, False)], task) == []
+
+
+def test_training_on_scenes_takes_every_iterate_of_a_few_starts(tools):
+    batch = default_collate([tiny_scenes()[i] for i in range(6)])
+    batch = Batch(batch["images"], batch["labels"], batch["layouts"])
+    method = GAT(
+        attack=LATENT, rotation=(("all", "both"),), train_on="iterates", only_fooling=False, oversample=1.0
+    )
+    lesson = method.lesson(tools, segmenter(), batch, 2)
+    assert lesson.num_clean == 6 and len(lesson.images) == 12
+
+    layouts, ids = batch.layouts[:2], torch.arange(2) + 2 * 2
+    latents = tools.generator.sample(layouts, ids, 0)
+    outcome = LATENT.run(tools.task, segmenter(), tools.generator, latents, batch.labels[:2], record=True)
+    wanted = outcome.trajectory[1:].transpose(0, 1).flatten(0, 1)
+    torch.testing.assert_close(lesson.images[6:], wanted)
+    assert torch.equal(lesson.labels[6:], batch.labels[:2].repeat_interleave(3, 0))
+    assert lesson.facts["score"] == pytest.approx(
+        float(tools.task.score(outcome.predictions, batch.labels[:2]).mean())
+    )
+
+
+def test_scenes_without_layouts_are_refused(tools):
+    batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
+    with pytest.raises(ValueError, match="spade draws from layouts"):
+        GAT(attack=LATENT, rotation=(("all", "both"),)).lesson(tools, segmenter(), batch, 0)
