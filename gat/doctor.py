@@ -23,6 +23,7 @@ EXTRAS = {
     "imagenet": "EfficientNet-Lite0 with its ImageNet weights, and photographs to attack",
     "lsun": "LSUN databases",
     "parquet": "CelebA-HQ as parquet shards",
+    "seg": "the models of segmentation-models-pytorch",
     "tensorboard": "training curves in TensorBoard",
     "trackio": "training curves in Trackio",
     "wandb": "training curves in Weights & Biases",

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 CONTROLS = {
+    "start": "the pictures that the attack starts from, as they are",
     "random": "the same change, drawn at random instead of optimised",
     "long": "the same attack with several times the steps",
     "unbounded": "the same attack without a bound, which nothing should survive",

@@ -56,6 +56,7 @@ _ATTACK_WORDS = {
 }
 
 _CONTROL_WORDS = {
+    "start": "its start",
     "random": "random control",
     "long": "more steps",
     "unbounded": "without a bound",

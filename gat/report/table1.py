@@ -206,8 +206,8 @@ def table1(rows: Sequence[Mapping[str, Any]], compact: bool = False) -> Table:
         sources.setdefault(task, []).append(where)
     for turn in range(max(len(sources[task]) for task in tasks)):
         for model, name in MODELS.items():
-            values = []
-            names = []
+            values: list[str] = []
+            names: list[str] = []
             for task in tasks:
                 there = sources[task][turn : turn + 1]
                 names += filter(None, there)

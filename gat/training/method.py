@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,13 +94,19 @@ class Lesson:
         """What the sum of all losses is divided by."""
         return len(self.images) if self.weights is None else self.weights.sum()
 
-    def loss(self, task: Task, outputs: Tensor) -> PerExample:
-        """Loss of every image, from the answers of the model in training mode."""
+    def loss(self, task: Task, outputs: Any) -> PerExample:
+        """Loss of every image, from the answers of the model in training mode.
+
+        Raises:
+            ValueError: for anchors, where the answers are not one tensor of logits.
+        """
         label_loss = getattr(task, "training_loss", task.loss)  # which may smooth labels
         losses: Tensor = label_loss(outputs, self.labels)
         if self.weights is not None:
             losses = losses * self.weights
         if self.anchors is not None and self.pulls is not None:
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"answers of {task.name} have no divergence; consistency and trades need logits")
             losses = losses + self.pulls * divergence(outputs[self.anchors], outputs)
         return losses
 

@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from functools import cached_property
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -97,6 +98,7 @@ class TorchvisionDetectionConfig(NetworkConfig, frozen=True, extra="forbid"):
             raise ValueError(
                 f"torchvision {self.arch} cannot be built with {self.options} ({one_line(error)})"
             ) from error
+        self._check_options(network)
         if self.pretrained:
             self._load_pretrained(network)
         transform = network.transform
@@ -110,6 +112,20 @@ class TorchvisionDetectionConfig(NetworkConfig, frozen=True, extra="forbid"):
             load_weights(model, self.weights, num_classes + 1)
         try_out_detector(model, num_classes, image_size, f"torchvision {self.arch}")
         return model
+
+    def _check_options(self, network: nn.Module) -> None:
+        """torchvision drops what it does not know without a word."""
+        known = [
+            name
+            for function in (models.get_model_builder(self.arch), type(network))
+            for name, parameter in signature(function).parameters.items()
+            if parameter.kind is not Parameter.VAR_KEYWORD
+        ]
+        for name in self.options:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"on offer: {', '.join(dict.fromkeys(known))}"
+                raise ValueError(f"torchvision {self.arch} takes no options {name}; {hint}")
 
     def _load_pretrained(self, network: nn.Module) -> None:
         """Loads all but the layers that depend on the number of classes. Batch norms that torchvision freezes stay frozen."""

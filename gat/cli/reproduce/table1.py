@@ -15,6 +15,7 @@ from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.table1 import measure, paper_rows, table1_latex, table1_markdown, table1_rows
 
+RESULTS = Path("results/table1")
 FACTS = ("commit", "hardware", "versions")
 
 
@@ -54,7 +55,7 @@ def reproduce(config: Table1Config, only: str | None, command: str) -> None:
         for task in config.runs:
             is_main = run_task(config.task_run(task, seed), only)
     if is_main and only is None:
-        print((publish(config, Path("results/table1"), command) / "table.md").read_text())
+        print((publish(config, RESULTS, command) / "table.md").read_text())
 
 
 def run_task(config: RunConfig, only: str | None) -> bool:

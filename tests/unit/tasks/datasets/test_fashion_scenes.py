@@ -71,6 +71,11 @@ def test_another_process_another_instance_and_more_scenes_change_nothing(scenes)
 def test_seeds_and_splits_make_other_scenes(of_split):
     datasets = [*of_split.values(), FashionScenesConfig(seed=1).build("test")]
     assert len({dataset.scene(0).image.tobytes() for dataset in datasets}) == 4
+    # not only other garments: other places, too
+    places = [
+        tuple(map(int, map(np.max, (dataset.scene(i).semantic for i in range(5))))) for dataset in datasets
+    ]
+    assert len(set(places)) == 4
 
 
 def test_a_garment_of_one_split_is_in_no_other(of_split):

@@ -250,8 +250,12 @@ def test_torchvision_settings_that_do_not_fit_are_refused(tmp_path):
         TorchvisionDetectionConfig(arch="fcos_resnet50_fpn", pretrained=True, weights=tmp_path)
     with pytest.raises(ValueError, match="at least 1 class"):
         TorchvisionDetectionConfig(arch="fcos_resnet50_fpn").build(0, SIDE)
-    with pytest.raises(ValueError, match="cannot be built with .*'colour'"):
-        TorchvisionDetectionConfig(arch="ssdlite320_mobilenet_v3_large", options={"colour": 1}).build(2, SIDE)
+    with pytest.raises(
+        ValueError, match=r"takes no options box_detection_per_img; did you mean box_detections_per_img"
+    ):
+        TorchvisionDetectionConfig(
+            arch="fasterrcnn_mobilenet_v3_large_320_fpn", options={"box_detection_per_img": 1}
+        ).build(2, SIDE)
 
 
 def test_random_numbers_repeat_and_the_state_is_restored():
@@ -286,6 +290,7 @@ FASTER_RCNN = FPN | {
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01,
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
@@ -423,13 +428,13 @@ def test_a_configuration_file_of_detectron2_is_read_and_nothing_in_it_executed(d
         Detectron2Config(options={"MODEL.RESNETS.DEPHT": 18}).build(2, SIDE)
     with pytest.raises(ValueError, match="does not find boxes alone"):
         Detectron2Detector(nn.Linear(1, 1), 3)
-    with pytest.raises(ValueError, match="must be BGR or RGB, got 'YUV-BT.601'"):
+    with pytest.raises(ValueError, match=r"must be BGR or RGB, got 'YUV-BT\.601'"):
         Detectron2Config(options=RETINANET | {"INPUT.FORMAT": "YUV-BT.601"}).build(2, SIDE)
 
 
 def test_without_detectron2_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    monkeypatch.setitem(sys.modules, "detectron2.modeling", None)
+    monkeypatch.delitem(sys.modules, "detectron2.modeling", raising=False)
     config = TypeAdapter(ModelConfig).validate_python({"name": "detectron2"})
     with pytest.raises(
         ValueError, match=r"need the package detectron2.*pip install --no-build-isolation 'git\+https"
