@@ -106,7 +106,9 @@ class Lesson:
             losses = losses * self.weights
         if self.anchors is not None and self.pulls is not None:
             if not isinstance(outputs, Tensor):
-                raise ValueError(f"answers of {task.name} have no divergence; consistency and trades need logits")
+                raise ValueError(
+                    f"answers of {task.name} have no divergence; consistency and trades need logits"
+                )
             losses = losses + self.pulls * divergence(outputs[self.anchors], outputs)
         return losses
 

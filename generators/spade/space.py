@@ -114,19 +114,16 @@ class SPADESpace:
                     module.to(dtype)
         if scales is None:
             scales = measure_scales(generator, example_layouts(self.config))
-        self._shapes = generator.site_shapes()
-        if scales.keys() != self._shapes.keys():
-            different = sorted(scales.keys() ^ self._shapes.keys())
+        shapes = generator.site_shapes()
+        if scales.keys() != shapes.keys():
+            different = sorted(scales.keys() ^ shapes.keys())
             raise ValueError(f"scales are of other sites than the generator's: {', '.join(different[:5])}")
-        self._sites = {
+        image_width = self.config.image_size[1]
+        self._sites = {  # a map that is the same everywhere can still be moved, in absolute steps
             name: Site(
-                (channels, *self._grid((height, width))),
-                group_of(width, self.config.image_size[1]),
-                max(
-                    scales[name], 1e-12
-                ),  # a map that is the same everywhere can still be moved in absolute steps
+                (channels, *self._grid(size)), group_of(size[1], image_width), max(scales[name], 1e-12)
             )
-            for name, (channels, height, width) in self._shapes.items()
+            for name, (channels, *size) in shapes.items()
         }
 
     @property
@@ -138,7 +135,7 @@ class SPADESpace:
         """Height and width in px."""
         return self.config.image_size
 
-    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _grid(self, size: Sequence[int]) -> Sequence[int]:
         """Height and width of a site whose map has this size."""
         height, width = size
         if self.coarse_grid is None or width <= self.coarse_grid:
@@ -259,12 +256,11 @@ class SPADESpace:
         remembered += 2 * largest  # of the image's own layer, and gradients on their way
         images = 5 * 4 * 3 * prod(self.image_size)  # before, after, and three on their way through the loop
         change = sum(self._sites[site].bytes_per_example for site in moved)
+        kept *= (
+            2 if coarse or item != 4 else 1
+        )  # of those in the slots; and of all, unless they are the latents themselves
         return (
-            latents
-            + images
-            + (2 if coarse or item != 4 else 1)
-            * kept  # of those in the slots; and of all, if not the latents themselves
-            + max(COPIES_IN_BACKWARD * change + remembered, COPIES_IN_STEP * change)
+            latents + images + kept + max(COPIES_IN_BACKWARD * change + remembered, COPIES_IN_STEP * change)
         )
 
     def _first(self, moved: Sequence[str]) -> int:

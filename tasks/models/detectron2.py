@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -89,9 +90,10 @@ def require() -> None:
     try:
         import detectron2.modeling  # noqa: F401
     except ImportError as error:
-        what = "the package detectron2" if error.name == "detectron2" else f"detectron2 ({one_line(error)})"
+        broken = "" if find_spec("detectron2") is None else f" in working order ({one_line(error)})"
         raise ValueError(
-            f"models named detectron2 need {what}, which is not on PyPI and is built against the PyTorch you have: {INSTALL}"
+            f"models named detectron2 need the package detectron2{broken}, which is not on PyPI and is built against the PyTorch you "
+            f"have: {INSTALL}"
         ) from error
 
 
