@@ -14,7 +14,12 @@ RUN = f"""
 data: {{name: fashion_scenes, labels: LABELS, num_train: 16, num_test: 6}}
 model: MODEL
 generator: {{name: spade}}
-oracle: {{name: small_segnet, widths: [48, 64, 96], patch_px: 4, activation: silu, weights: tasks/models/shipped/fashion_scenes_oracle.safetensors}}
+oracle:
+  name: small_segnet
+  widths: [48, 64, 96]
+  patch_px: 4
+  activation: silu
+  weights: tasks/models/shipped/fashion_scenes_oracle.safetensors
 base: {{steps: 20, batch_size: 8, lr: 1.0e-2, warmup_steps: 2, log_every: 1, save_every: 2}}
 method:
   name: gat
@@ -32,7 +37,10 @@ evaluation:
     gat-start: {{name: latent, step_size: {STEPS}, max_steps: 0}}
     gat: {{name: latent, step_size: {STEPS}, max_steps: 2, stop_when_fooled: false}}
     pgd: {{name: pgd, steps: 2}}
-strips: {{attacks: {{gat: {{name: latent, step_size: {STEPS}, max_steps: 2, stop_when_fooled: false}}}}, iterations: [0, 2], num_examples: 2}}
+strips:
+  attacks: {{gat: {{name: latent, step_size: {STEPS}, max_steps: 2, stop_when_fooled: false}}}}
+  iterations: [0, 2]
+  num_examples: 2
 width: 4
 """
 SCENES = {
