@@ -160,14 +160,14 @@ class MinimumNorm(ImageAttack):
         iterations, zero_gradients = torch.zeros_like(everyone), torch.zeros_like(everyone)
         trajectory = None
         with frozen(model):
-            if labels.ndim != 1:
-                raise ValueError(
-                    f"{self.name} needs a classifier, one label per image; got labels {list(labels.shape)}"
-                )
             before = self._look(
                 task, model, images, labels, compute, least_likely=self.goal == "least_likely", outputs=True
             )
             assert before.outputs is not None
+            if before.outputs.ndim != 2:
+                raise ValueError(
+                    f"{self.name} needs a classifier, logits [b, k]; got outputs {list(before.outputs.shape)}"
+                )
             targets = choose_targets(before, labels, self.goal, targets)
             case = Case(
                 task, model, before.images, labels, positions(images, ids), targets, self.goal == "targeted",
