@@ -16,7 +16,7 @@ from generators.spade.space import SPADESpace
 
 FIXTURES = Path(__file__).parent / "spade"
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.npz"))
-ATOL = 1e-5
+ATOL = 3e-5  # here up to 1e-5; the order of summation is the CPU library's
 
 
 class Golden(NamedTuple):
