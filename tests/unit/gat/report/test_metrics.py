@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from gat.evaluation.records import Record, read_records
 from gat.report.finding import scene_finding
 from gat.report.metric_checks import check_metrics
 from gat.report.metric_tables import all_metrics_table, metric_rows, metric_table, pixel_class_table
@@ -103,8 +104,6 @@ def test_the_headline_table_has_models_down_and_attacks_across(read):
 
 
 def test_the_full_table_tells_before_and_after(read, build_scenes, tmp_path):
-    from gat.evaluation.records import read_records
-
     run = build_scenes(tmp_path / "run", "segmentation")
     cells = by_cell(read_records(run / "records.jsonl"))
     table = all_metrics_table(read(), cells)
@@ -142,8 +141,6 @@ def test_result_rows_have_the_format_of_the_results_folder(read):
 
 
 def test_intersection_over_union_per_class_comes_from_the_evidence(read, build_scenes, tmp_path):
-    from gat.evaluation.records import read_records
-
     run = build_scenes(tmp_path / "run", "segmentation")
     cells, metrics = by_cell(read_records(run / "records.jsonl")), read()
     table = pixel_class_table(metrics, cells, ["original"], metrics.columns[:1], ("sky", "boot", "floor"))
@@ -151,6 +148,13 @@ def test_intersection_over_union_per_class_comes_from_the_evidence(read, build_s
     assert table.rows == (("sky", "100.0%"), ("boot", "50.0%"), ("floor", f"{14 / 24:.1%}"))
     assert table.header == ("Class", "Original: Clean")
     assert pixel_class_table(metrics, {}, ["original"], metrics.columns, ()) is None
+
+
+def test_a_class_that_is_answered_but_never_labelled_has_no_row(read):
+    metrics = read()
+    record = Record("original", "none", "", "real", 0, 1, 1, 1, False, evidence=[[0, 0, 5], [0, 3, 5]])
+    table = pixel_class_table(metrics, by_cell([record]), ["original"], metrics.columns[:1], ())
+    assert table.rows == (("class 0", "50.0%"),)
 
 
 def texts(metrics) -> list[str]:

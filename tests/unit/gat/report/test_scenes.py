@@ -1,16 +1,21 @@
 """The page of a run on scenes."""
 
+import base64
+import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gat.report import write_report
 from gat.report.checks import check
-from gat.report.drawing import palette
+from gat.report.drawing import paint, palette
 from gat.report.folder import SCENE_FILES, read_run
 from gat.report.strips import write_strips
 
@@ -51,6 +56,11 @@ class Page(HTMLParser):
 
 def page_of(run) -> Page:
     return Page(write_report(run).read_text())
+
+
+def pixels(image: dict[str, str | None]) -> np.ndarray:
+    data = (image["src"] or "").removeprefix("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -142,8 +152,15 @@ def test_maps_have_a_legend_in_the_colours_they_are_painted_with(segmented):
     # Three frames with a picture and a map each, then the difference over the true map.
     assert len(page.all("img")) == 5 * 2 * 8
     assert not page.all("rect", "missed")
-    frames = [strip for strip in read_run(segmented).strips.items if strip.id == 0]
-    for strip in frames:
+    strips = [strip for strip in read_run(segmented).strips.items if strip.id == 0]
+    for i, strip in enumerate(strips):
+        drawn = [pixels(image) for image in page.all("img")[8 * i : 8 * i + 8]]
+        for frame, picture, answer in zip(strip.frames, drawn[:6:2], drawn[1:6:2], strict=True):
+            np.testing.assert_array_equal(picture, frame.image)
+            np.testing.assert_array_equal(answer, paint(frame.answer, 3))
+        change = strip.frames[-1].image.astype(int) - strip.frames[0].image
+        np.testing.assert_array_equal(drawn[6], np.minimum(16 * abs(change), 255))
+        np.testing.assert_array_equal(drawn[7], paint(strip.truth, 3))
         for frame in strip.frames:
             assert f"{frame.score:.1%}" in page.text
     assert "Intersection over union per class" in page.text
@@ -228,8 +245,6 @@ def test_damaged_files_are_told_at_the_top(detected):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_names_cannot_become_markup_anywhere(tmp_path, build_scenes, draw_metrics, draw_strips, task):
-    from dataclasses import replace
-
     run = build_scenes(tmp_path / "run-7", task)
     values = {(HOSTILE, "none"): 0.9, (HOSTILE, HOSTILE): 0.2, ("b", HOSTILE): 0.8}
     (run / "metrics.json").write_text(json.dumps(draw_metrics(task, values)))
