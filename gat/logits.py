@@ -63,6 +63,12 @@ class LogitsTask:
         """Accuracy."""
         return {"accuracy": sum(label == answer for label, answer in evidence) / max(len(evidence), 1)}
 
+    def resampled_metrics(
+        self, evidence: Sequence[list[int]], draws: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """Accuracy of every draw of examples, given by their indices."""
+        return [self.metrics([evidence[i] for i in draw]) for draw in draws]
+
     def margin(self, outputs: Logits, labels: Labels) -> PerExample:
         """Logit of the label minus the largest other logit: positive where the answer is right."""
         scores = outputs.float()

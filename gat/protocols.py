@@ -119,6 +119,10 @@ class Task(Protocol):
         """Numbers of a whole data set, the one to quote first."""
         ...
 
+    def resampled_metrics(self, evidence: Sequence[Any], draws: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+        """`metrics` of every draw of as many examples, given by their indices: what a bootstrap asks for."""
+        ...
+
 
 @runtime_checkable
 class Examples(Protocol):

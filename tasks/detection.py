@@ -196,6 +196,12 @@ class DetectionTask:
         `average_precision`."""
         return average_precision(evidence, self.num_classes)
 
+    def resampled_metrics(
+        self, evidence: Sequence[Any], draws: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """`metrics` of every draw of as many examples, given by their indices; what matches what is found out once for all."""
+        return average_precisions(evidence, self.num_classes, draws)
+
     def check_outputs(self, outputs: object) -> None:
         """Refuses what is not the outputs of a detector of so many classes; see `check_detector_outputs`."""
         check_detector_outputs(outputs, self.num_classes)
@@ -304,6 +310,20 @@ def average_precision(evidence: Sequence[Any], num_classes: int) -> dict[str, fl
         ap: averaged over IoU 0.5, 0.55, ... 0.95. ap50, ap75: at that IoU. All in [0, 1], averaged over the classes that have
         an object, of at most 100 detections per image; NaN if there is no object at all.
     """
+    return average_precisions(evidence, num_classes, [range(len(evidence))])[0]
+
+
+def average_precisions(
+    evidence: Sequence[Any], num_classes: int, draws: Sequence[Sequence[int]]
+) -> list[dict[str, float]]:
+    """`average_precision` of every draw of images, some more than once and some not at all.
+
+    Which detection finds which object does not depend on the other images, so it is asked once; a draw only sums up again.
+
+    Args:
+        draws: Indices of images, as many in each as there are images.
+    """
+    names = ("ap", "ap50", "ap75")
     objects: list[dict[str, Any]] = []
     detections: list[list[float]] = []
     for image, example in enumerate(evidence):
@@ -317,9 +337,9 @@ def average_precision(evidence: Sequence[Any], num_classes: int) -> dict[str, fl
             [image, x0, y0, x1 - x0, y1 - y0, score, k] for x0, y0, x1, y1, score, k in example["detections"]
         ]
     if not any(row["iscrowd"] == 0 for row in objects):
-        return dict.fromkeys(("ap", "ap50", "ap75"), float("nan"))
+        return [dict.fromkeys(names, float("nan")) for _ in draws]
     if not detections:
-        return dict.fromkeys(("ap", "ap50", "ap75"), 0.0)
+        return [dict.fromkeys(names, 0.0) for _ in draws]
     truth = COCO()
     truth.dataset = {
         "info": {},
@@ -327,24 +347,29 @@ def average_precision(evidence: Sequence[Any], num_classes: int) -> dict[str, fl
         "categories": [{"id": k, "name": str(k)} for k in range(num_classes)],
         "annotations": objects,
     }
+    found = []
     with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
         truth.createIndex()
         judge = COCOeval(truth, truth.loadRes(np.array(detections, dtype=np.float64)), "bbox")
         judge.params.areaRng, judge.params.areaRngLbl = [judge.params.areaRng[0]], ["all"]
         judge.params.maxDets = [100]
         judge.evaluate()
-        judge.accumulate()
-    precision = judge.eval["precision"][..., 0, 0]  # IoU x recall x class; -1 for classes without objects
-    thresholds = judge.params.iouThrs
+        matches = np.empty(len(judge.evalImgs), dtype=object)
+        matches[:] = judge.evalImgs  # classes x images, None where an image has nothing of the class
+        matches = matches.reshape(num_classes, len(evidence))
+        for draw in draws:
+            judge.evalImgs = list(matches[:, np.asarray(draw)].flat)
+            judge.accumulate()
+            found.append(judge.eval["precision"][..., 0, 0])  # IoU x recall x class; -1 for classes without objects
 
     def mean(values: npt.NDArray[np.float64]) -> float:
-        return float(values[values > -1].mean())
+        values = values[values > -1]
+        return float(values.mean()) if len(values) else float("nan")
 
-    return {
-        "ap": mean(precision),
-        "ap50": mean(precision[np.isclose(thresholds, 0.5)]),
-        "ap75": mean(precision[np.isclose(thresholds, 0.75)]),
-    }
+    wanted = [judge.params.iouThrs > 0, *(np.isclose(judge.params.iouThrs, at) for at in (0.5, 0.75))]
+    return [
+        {name: mean(precision[rows]) for name, rows in zip(names, wanted, strict=True)} for precision in found
+    ]
 
 
 def _classes(labels: Objects) -> Tensor:

@@ -98,11 +98,23 @@ class SegmentationTask:
 
     def metrics(self, evidence: Sequence[Any]) -> dict[str, float]:
         """Of a data set, from the sum of what `evidence` gave for its examples: see `confusion_metrics`."""
-        entries = torch.tensor([entry for example in evidence for entry in example], dtype=torch.int64)
-        label, prediction, pixels = entries.reshape(-1, 3).T
-        matrix = torch.zeros(self.num_classes**2, dtype=torch.int64)
-        matrix.index_add_(0, label * self.num_classes + prediction, pixels)
-        return confusion_metrics(matrix.reshape(self.num_classes, self.num_classes))
+        return confusion_metrics(self._matrices(evidence).sum(0))
+
+    def resampled_metrics(
+        self, evidence: Sequence[Any], draws: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """`metrics` of every draw of examples, given by their indices."""
+        matrices = self._matrices(evidence)
+        return [confusion_metrics(matrices[torch.as_tensor(draw)].sum(0)) for draw in draws]
+
+    def _matrices(self, evidence: Sequence[Any]) -> Int64[Tensor, "b k k"]:
+        """The confusion matrix of every example, from what `evidence` gave for it."""
+        k = self.num_classes
+        entries = [(i, *entry) for i, example in enumerate(evidence) for entry in example]
+        example, label, prediction, pixels = torch.tensor(entries, dtype=torch.int64).reshape(-1, 4).T
+        matrices = torch.zeros(len(evidence) * k * k, dtype=torch.int64)
+        matrices.index_add_(0, (example * k + label) * k + prediction, pixels)
+        return matrices.reshape(len(evidence), k, k)
 
     def check_outputs(self, outputs: object) -> None:
         """Refuses what is not finite logits [b, num_classes, h, w]; see `check_segmenter_outputs`."""

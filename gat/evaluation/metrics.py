@@ -9,7 +9,7 @@ from gat.evaluation.records import Record
 from gat.protocols import Task
 
 RESAMPLES = 40
-"""Bootstrap samples behind a standard error: average precision is dear, and an error known to 11 % will do."""
+"""Bootstrap samples behind a standard error: one known to 11 % will do."""
 
 
 def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[dict[str, Any]]:
@@ -43,10 +43,9 @@ def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[di
 
 def _with_intervals(task: Task, evidence: list[Any], seed: int) -> dict[str, dict[str, float]]:
     generator = np.random.default_rng(seed)
-    draws = [
-        task.metrics([evidence[i] for i in generator.integers(len(evidence), size=len(evidence))])
-        for _ in range(RESAMPLES)
-    ]
+    draws = task.resampled_metrics(
+        evidence, [generator.integers(len(evidence), size=len(evidence)).tolist() for _ in range(RESAMPLES)]
+    )
     found = {}
     for name, value in task.metrics(evidence).items():
         error = 1.96 * float(np.nanstd([draw[name] for draw in draws], ddof=1))

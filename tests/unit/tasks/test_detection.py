@@ -3,6 +3,7 @@
 import json
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -312,6 +313,23 @@ def test_precision_is_nan_without_objects_and_zero_without_detections(task):
     for evidence in ([], [alarm], [{"boxes": [[0, 0, 9, 9, 0, 1]], "detections": []}]):
         assert all(value != value for value in task.metrics(evidence).values())
     assert set(task.metrics([{"boxes": [[0, 0, 9, 9, 0, 0]], "detections": []}]).values()) == {0.0}
+
+
+def test_precision_of_a_draw_is_that_of_its_images(task):
+    """Every draw against the whole computation on the images drawn; crowds, empty images and repetitions included."""
+    answer, labels = random_case(b=12)
+    evidence = task.evidence(task.predict(answer), labels)
+    rng = np.random.default_rng(0)
+    draws = [list(range(12)), [5] * 12, *rng.integers(12, size=(6, 12)).tolist()]
+    found = task.resampled_metrics(evidence, draws)
+    assert len({metrics["ap"] for metrics in found}) > 4
+    for draw, metrics in zip(draws, found, strict=True):
+        assert metrics == pytest.approx(task.metrics([evidence[i] for i in draw]), nan_ok=True, abs=1e-12)
+    assert found[0] == task.metrics(evidence)
+    bare = [{"boxes": [], "detections": [[0, 0, 9, 9, 0.9, 0]]}, {"boxes": [[0, 0, 9, 9, 0, 0]], "detections": []}]
+    nothing, missed = task.resampled_metrics(bare, [[0, 0], [1, 1]])
+    assert all(value != value for value in nothing.values())
+    assert set(missed.values()) == {0.0}
 
 
 def test_precision_says_nothing_on_the_way(task, capfd):

@@ -143,6 +143,15 @@ def test_metrics_are_those_of_the_matrix_summed_over_examples(task):
     assert next(iter(total)) == "pixel_accuracy"
 
 
+def test_metrics_of_a_draw_are_those_of_its_images(task):
+    predictions, labels = random_maps(n=4, seed=1)
+    evidence = task.evidence(predictions, labels)
+    draws = [[0, 1, 2, 3], [2, 2, 0, 2], [3, 3, 3, 3]]
+    found = task.resampled_metrics(evidence, draws)
+    assert found == [task.metrics([evidence[i] for i in draw]) for draw in draws]
+    assert found[0] != found[1] != found[2]
+
+
 def test_metrics_of_a_matrix_by_hand():
     """Two classes that are labels, and one that is only predicted: it is averaged over by none."""
     matrix = torch.tensor([[6, 1, 1], [0, 2, 0], [0, 0, 0]])
