@@ -46,6 +46,10 @@ class LogitsTask:
         """Whether the likeliest class is not the label."""
         return self.predict(outputs) != labels
 
+    def hit(self, outputs: Logits, targets: Labels) -> Verdicts:
+        """Whether the likeliest class is the target."""
+        return self.predict(outputs) == targets
+
     def least_likely(self, outputs: Logits, labels: Labels) -> Labels:
         """The class with the smallest logit, the first of equals, among those that are not the label: what the paper's
         non-targeted attack aims at (Sec. 3.1)."""

@@ -83,6 +83,23 @@ class GenerativeSpace(Space, Protocol):
 
 
 @runtime_checkable
+class MeasuredSpace(Space, Protocol):
+    """A space so large that memory decides how many examples can be attacked at once, and that can say so beforehand."""
+
+    def memory_needed(self, moved: Sequence[str], batch: int) -> int:
+        """Bytes at the peak of an attack on `batch` examples at once, without the attacked model."""
+        ...
+
+    def max_width(self, moved: Sequence[str]) -> int | None:
+        """The largest batch that the space's memory budget allows; None without a budget.
+
+        Raises:
+            ValueError: if not even one example fits.
+        """
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """What must not change its answer: a model's loss and verdict, one number per example.
 
@@ -103,6 +120,11 @@ class Task(Protocol):
         """Whether the answer counts as wrong, per example."""
         ...
 
+    def hit(self, outputs: Any, targets: Tensor) -> Verdicts:
+        """Whether the answer counts as the target, per example: what a targeted attack is after. Not the same as not `wrong`, where
+        an answer can be right in part."""
+        ...
+
     def least_likely(self, outputs: Any, labels: Tensor) -> Tensor:
         """The answer furthest from the model's, but never the label: what the paper's attack aims at (Sec. 3.1)."""
         ...
@@ -119,7 +141,9 @@ class Task(Protocol):
         """Numbers of a whole data set, the one to quote first."""
         ...
 
-    def resampled_metrics(self, evidence: Sequence[Any], draws: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+    def resampled_metrics(
+        self, evidence: Sequence[Any], draws: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
         """`metrics` of every draw of as many examples, given by their indices: what a bootstrap asks for."""
         ...
 

@@ -59,7 +59,8 @@ class DetectionTask:
         classes: Names; labels index them.
         threshold: Smallest score that counts as seen.
         overlap: Smallest IoU that counts as found.
-        fooled_at: An image counts as wrong once at most this share of its objects is found.
+        fooled_at: An image counts as wrong once at most this share of its objects is found, and as a hit once at most this share of
+            what a targeted attack wants is not.
         min_score: Smallest score that a prediction is listed with; average precision wants the doubtful ones too.
         nms_overlap: Of two predictions of one class with a larger IoU the better is kept.
         max_detections: Predictions per image (COCO: 100).
@@ -111,7 +112,15 @@ class DetectionTask:
 
     @torch.no_grad()
     def wrong(self, outputs: DetectorOutputs, labels: Objects) -> Verdicts:
-        """Whether at most `fooled_at` of the objects are found; never without objects.
+        """Whether at most `fooled_at` of the objects are found; never without objects."""
+        return self._found(outputs, labels) <= self.fooled_at
+
+    def hit(self, outputs: DetectorOutputs, targets: Objects) -> Verdicts:
+        """Whether all but `fooled_at` of the targets are found; always without any."""
+        return self._found(outputs, targets) >= 1 - self.fooled_at
+
+    def _found(self, outputs: DetectorOutputs, labels: Objects) -> PerExample:
+        """Share of the objects that a candidate finds; 1 without objects.
 
         Any candidate will do, so nothing is sorted or suppressed: it is asked in every step of an attack.
         """
@@ -122,7 +131,7 @@ class DetectionTask:
         else:
             boxes = boxes[:, :, None]
         met = iou(boxes, labels[:, None, :, :4]) >= self.overlap
-        return _share((seen & met).any(1), labels) <= self.fooled_at
+        return _share((seen & met).any(1), labels)
 
     @torch.no_grad()
     def predict(self, outputs: DetectorOutputs) -> Detections:
@@ -354,13 +363,13 @@ def average_precisions(
         judge.params.areaRng, judge.params.areaRngLbl = [judge.params.areaRng[0]], ["all"]
         judge.params.maxDets = [100]
         judge.evaluate()
-        matches = np.empty(len(judge.evalImgs), dtype=object)
-        matches[:] = judge.evalImgs  # classes x images, None where an image has nothing of the class
-        matches = matches.reshape(num_classes, len(evidence))
+        matches, n = judge.evalImgs, len(evidence)  # of class k and image i at k * n + i
         for draw in draws:
-            judge.evalImgs = list(matches[:, np.asarray(draw)].flat)
+            judge.evalImgs = [matches[k * n + i] for k in range(num_classes) for i in draw]
             judge.accumulate()
-            found.append(judge.eval["precision"][..., 0, 0])  # IoU x recall x class; -1 for classes without objects
+            found.append(
+                judge.eval["precision"][..., 0, 0]
+            )  # IoU x recall x class; -1 for classes without objects
 
     def mean(values: npt.NDArray[np.float64]) -> float:
         values = values[values > -1]

@@ -22,7 +22,8 @@ class SegmentationTask:
 
     Args:
         classes: Names; labels index them.
-        fooled_at: An image counts as wrong once at most this share of its pixels is right.
+        fooled_at: An image counts as wrong once at most this share of its pixels is right, and as a hit once at most this share
+            is not what a targeted attack wants.
 
     Raises:
         ValueError: If there are fewer than 2 classes or more than 255, two have one name, or fooled_at is not in [0, 1).
@@ -70,6 +71,10 @@ class SegmentationTask:
     def wrong(self, outputs: Logits, labels: LabelMaps) -> Verdicts:
         """Whether at most `fooled_at` of the pixels that count are right."""
         return self.score(self.predict(outputs), labels) <= self.fooled_at
+
+    def hit(self, outputs: Logits, targets: LabelMaps) -> Verdicts:
+        """Whether all but `fooled_at` of the pixels that count are as the targets say."""
+        return self.score(self.predict(outputs), targets) >= 1 - self.fooled_at
 
     def least_likely(self, outputs: Logits, labels: LabelMaps) -> LabelMaps:
         """Per pixel the class with the smallest logit, the first of equals, among those that are not the label. Pixels that do not

@@ -1,5 +1,6 @@
 """Generative adversarial examples: gradient steps on a generator's latents (GAT, Sec. 3.1, Eqs. 1-4)."""
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from gat.attacks.run import Compute, Goal, Outcome, run_attack
 from gat.attacks.steps import Norm, Steps
 from gat.config import Config
 from gat.latents import Latents, lookup, select
-from gat.protocols import Space, Task
+from gat.protocols import MeasuredSpace, Space, Task
 
 Part = Literal["style", "noise", "gamma", "beta", "both"]
 Group = Literal["coarse", "middle", "fine", "all"]
@@ -111,6 +112,14 @@ class LatentAttack(Config):
                 eps[name] = radius * unit
         return Steps(size, self.norm, eps)
 
+    def max_width(self, space: Space) -> int | None:
+        """How many examples the space's memory budget lets this attack hold at once; None if it sets no limit.
+
+        Raises:
+            ValueError: if there is a budget and not even one example fits.
+        """
+        return space.max_width(self.moved(space)) if isinstance(space, MeasuredSpace) else None
+
     def run(
         self,
         task: Task,
@@ -123,8 +132,11 @@ class LatentAttack(Config):
         compute: Compute | None = None,
         record: bool = False,
     ) -> Outcome:
-        """Attack the images these latents render to. See `run_attack`."""
-        moved = self.moved(space)
+        """Attack the images these latents render to. See `run_attack`; passes are no wider than the space's memory budget allows."""
+        moved, limit = self.moved(space), self.max_width(space)
+        compute = compute or Compute()
+        if limit is not None:
+            compute = replace(compute, width=min(compute.width, limit))
         return run_attack(
             task, model, space, latents, labels, self.steps(space, moved), moved, self.max_steps,
             goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, compute=compute, record=record,

@@ -69,7 +69,7 @@ class TaskObjective:
         ascended = self.loss.of(rows) if isinstance(self.loss, LossByExample) else self.loss
         loss = ascended(outputs, labels, targets)
         if self.must_hit and targets is not None:
-            fooled = ~self.task.wrong(outputs, targets)
+            fooled = self.task.hit(outputs, targets)
         else:
             fooled = self.task.wrong(outputs, labels)
         if self.penalty is not None:

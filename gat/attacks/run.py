@@ -129,7 +129,7 @@ def look(
                 "predictions": task.predict(answer),
             }
             if targets is not None:
-                part["hit"] = ~task.wrong(answer, targets[rows])
+                part["hit"] = task.hit(answer, targets[rows])
             if least_likely:
                 part["least_likely"] = task.least_likely(answer, own)
             if outputs:

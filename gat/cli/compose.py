@@ -171,7 +171,7 @@ def open_run(config: RunConfig) -> Run:
     generator = None
     if config.generator is not None:
         dtype = compute.autocast if compute.autocast == torch.bfloat16 else torch.float32
-        generator = config.generator.build(_drawn_classes(train_data), accelerator.device, dtype)
+        generator = config.generator.build(drawn_classes(train_data), accelerator.device, dtype)
         drawn, wanted = tuple(generator.image_size), tuple(train_data[0]["images"].shape[-2:])
         if drawn != wanted:
             raise ConfigError(
@@ -191,7 +191,7 @@ def open_run(config: RunConfig) -> Run:
         if not weights.is_file() and (REPOSITORY / weights).is_file():
             weights = REPOSITORY / weights
         settings = config.oracle.model_copy(update={"weights": weights})
-        oracle = settings.build(len(_drawn_classes(train_data)), train_data[0]["images"].shape[-1])
+        oracle = settings.build(len(drawn_classes(train_data)), train_data[0]["images"].shape[-1])
         oracle = oracle.to(accelerator.device).eval().requires_grad_(False)
         if settings.task == "classification":
             add_network("oracle", oracle)  # a network for perceptual attacks that is not the attacked one
@@ -213,7 +213,7 @@ def open_run(config: RunConfig) -> Run:
     return Run(config, accelerator, train_data, test_data, tools)
 
 
-def _drawn_classes(data: Dataset) -> tuple[str, ...]:
+def drawn_classes(data: Dataset) -> tuple[str, ...]:
     """What a generator of such pictures draws, and an oracle reads: the layout's classes of scenes, else those of the labels."""
     return data.layout_classes if isinstance(data, SceneDataset) else data.classes
 

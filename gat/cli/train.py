@@ -16,6 +16,7 @@ from typing import cast
 from torch import nn
 
 from gat.cli.compose import BASE, ORIGINAL, Run, RunConfig, check_same_run, open_run, write_provenance
+from gat.cli.memory import memory_report
 from gat.config import dump, load
 from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery
@@ -32,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, action="append", default=[], help="YAML file; a later one wins"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.lr=1e-3 or seed=1")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and what memory attacks need, and stop",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
@@ -40,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     config = load(RunConfig, args.config, args.overrides)
     if args.dry_run:
         print(dump(config), end="")
+        for line in memory_report(config):
+            print(f"# memory: {line}")
         return 0
     check_same_run(config)
     current = open_run(config)

@@ -221,7 +221,7 @@ def evaluate(
             for number, ids in share:
                 part = parts / f"{number:05}.jsonl"
                 if not part.exists():
-                    made, kept = _attack_chunk(
+                    made, kept = _attack_part(
                         cell, models[cell.model], ids, dataset, tools, settings, accelerator.device
                     )
                     if kept:
@@ -337,6 +337,28 @@ def _choose(
         wanted = int(limit) if limit is not None and attack is not None else total if most is None else most
     order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed))
     return order[:wanted]
+
+
+def _attack_part(
+    cell: Cell,
+    model: nn.Module,
+    part: Tensor,
+    dataset: Examples,
+    tools: Tools,
+    settings: EvaluationSettings,
+    device: torch.device,
+) -> tuple[list[Record], Pictures]:
+    """`_attack_chunk`, of no more examples at a time than the generator's memory budget allows."""
+    limit = None
+    if isinstance(cell.attack, LatentAttack) and tools.generator is not None:
+        limit = cell.attack.max_width(tools.generator)
+    chunks = [
+        _attack_chunk(cell, model, chunk, dataset, tools, settings, device)
+        for chunk in part.split(limit or len(part))
+    ]
+    records = [record for made, _ in chunks for record in made]
+    pictures = [kept for _, kept in chunks if kept]
+    return records, _join(pictures, cell.keep) if pictures else {}
 
 
 def _attack_chunk(

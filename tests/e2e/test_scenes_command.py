@@ -1,6 +1,7 @@
 """Scenes by the real commands, with the generator that ships: from an empty folder to the page, pictures and Table 1."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,22 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, monkeypatch, capsy
     found = json.loads((tmp_path / "runs/seed0/segmentation/metrics.json").read_text())
     clean = found["rows"][0]["metrics"]["pixel_accuracy"]["value"]
     assert cells["segmentation", "original", "clean"]["value"] == pytest.approx(clean)
+
+
+def test_a_dry_run_says_what_memory_the_attacks_will_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "scenes.yaml").write_text(SCENES["segmentation"])
+    command = ["train", "--config", str(tmp_path / "scenes.yaml"), "--dry-run"]
+    assert main([*command, "generator.memory_budget_gib=0.1"]) == 0
+    out = capsys.readouterr().out
+    notes = [line for line in out.splitlines() if line.startswith("# memory: ")]
+    assert len(notes) == 4  # two turns of the rotation, two attacks; PGD moves no latents
+    assert re.fullmatch(
+        r"# memory: training: 6 sites moved, 1\.2 MiB an example; 0\.\d\d GiB for 4 at once \(the budget allows \d\), "
+        "besides the attacked model",
+        notes[0],
+    )
+    (tmp_path / "printed.yaml").write_text(out)
+    assert main(["train", "--config", str(tmp_path / "printed.yaml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == out
+    assert main([*command, "generator.memory_budget_gib=0.01"]) != 0
+    assert "move coarser groups, set coarse_grid, or raise memory_budget_gib" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gat.attacks import LatentAttack, Outcome
-from gat.latents import Images, Latents, PerExample, Rows, Verdicts, seeded_uniform, take
+from gat.latents import Images, PerExample, Rows, Verdicts, seeded_uniform
 from gat.protocols import GenerativeSpace
 from gat.training.batch_norm import Branch, routed
 from gat.training.method import Batch, Lesson, Method, Tools, seen
@@ -103,10 +103,10 @@ class GAT(Method):
         like = torch.arange(count, device=labels.device) % len(labels)
         start_labels = labels[like]
         ids = torch.arange(count) + key * count
-        latents = space.sample(batch.conditions(space)[like], ids, self.seed)
+        conditions = batch.conditions(space)[like]
 
         # 2. Fool the model as it is now.
-        found = self._fool(tools, model, space, latents, start_labels, ids, key)
+        found = self._fool(tools, model, space, conditions, start_labels, ids, key)
         usable = found.success if self.only_fooling else found.attacked
         facts: dict[str, Any] = {
             "fooled_share": float(found.success.float().mean()),
@@ -157,21 +157,26 @@ class GAT(Method):
         tools: Tools,
         model: nn.Module,
         space: GenerativeSpace,
-        latents: Latents,
+        conditions: Tensor,
         labels: Tensor,
         ids: Tensor,
         key: int,
     ) -> "_Fooled":
-        """What this step's turns of the rotation make of the starts, in their order."""
+        """What this step's turns of the rotation make of random starts, in their order; no more at a time than the generator's
+        memory budget allows."""
         attacks, share = self.turns(), min(self.turns_per_step, len(ids))
-        dealt = [torch.arange(i, len(ids), share) for i in range(share)]
-        found = []
-        for i, rows in enumerate(dealt):
+        dealt = []
+        for i in range(share):
             attack = attacks[(key * self.turns_per_step + i) % len(attacks)]
+            rows = torch.arange(i, len(ids), share)
+            dealt += [(attack, part) for part in rows.split(attack.max_width(space) or len(rows))]
+        found = []
+        for attack, rows in dealt:
             here = rows.to(labels.device)
+            latents = space.sample(conditions[here], ids[rows], self.seed)
             with routed(model, 0):
                 outcome = attack.run(
-                    tools.task, model, space, take(latents, here), labels[here],
+                    tools.task, model, space, latents, labels[here],
                     compute=tools.compute, record=self.train_on != "final",
                 )  # fmt: skip
             images, from_start = outcome.images, torch.arange(len(rows), device=labels.device)

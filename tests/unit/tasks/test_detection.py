@@ -138,6 +138,9 @@ def test_wrong_says_what_four_loops_say(own_boxes, fooled_at):
     wanted = [share <= fooled_at for share in shares]
     assert 0 < sum(wanted) < len(wanted)
     assert task.wrong(answer, labels).tolist() == wanted
+    hits = [share >= 1 - fooled_at for share in shares]
+    assert task.hit(answer, labels).tolist() == hits
+    assert 0 < sum(hits) < len(hits) and hits != [not wrong for wrong in wanted]
 
 
 def test_an_image_without_objects_is_never_wrong_and_scores_one(task):
@@ -326,7 +329,10 @@ def test_precision_of_a_draw_is_that_of_its_images(task):
     for draw, metrics in zip(draws, found, strict=True):
         assert metrics == pytest.approx(task.metrics([evidence[i] for i in draw]), nan_ok=True, abs=1e-12)
     assert found[0] == task.metrics(evidence)
-    bare = [{"boxes": [], "detections": [[0, 0, 9, 9, 0.9, 0]]}, {"boxes": [[0, 0, 9, 9, 0, 0]], "detections": []}]
+    bare = [
+        {"boxes": [], "detections": [[0, 0, 9, 9, 0.9, 0]]},
+        {"boxes": [[0, 0, 9, 9, 0, 0]], "detections": []},
+    ]
     nothing, missed = task.resampled_metrics(bare, [[0, 0], [1, 1]])
     assert all(value != value for value in nothing.values())
     assert set(missed.values()) == {0.0}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
+from gat.attacks import PGD
 from gat.protocols import Task
 from tasks import TASKS, SegmentationTask
 from tasks.segmentation import confusion_matrices, confusion_metrics
@@ -110,6 +111,34 @@ def test_an_image_is_wrong_once_at_most_a_tenth_of_its_pixels_is_right(task, rig
     logits = torch.eye(3)[predicted].T.reshape(1, 3, 11, 10)
     assert task.wrong(logits, labels).tolist() == [wrong]
     assert SegmentationTask(CLASSES, fooled_at=0.5).wrong(logits, labels).tolist() == [right <= 50]
+
+
+@pytest.mark.parametrize(
+    ("on_target", "hit"), [(0, False), (11, False), (89, False), (90, True), (100, True)]
+)
+def test_a_target_is_hit_once_at_most_a_tenth_of_its_pixels_is_missed(task, on_target, hit):
+    """Not being wrong about the target, 11 % of its pixels, is no hit."""
+    targets = torch.zeros(1, 11, 10, dtype=torch.long)
+    targets[0, 10] = IGNORE
+    predicted = torch.ones(110, dtype=torch.long)
+    predicted[:on_target] = 0
+    logits = torch.eye(3)[predicted].T.reshape(1, 3, 11, 10)
+    assert task.hit(logits, targets).tolist() == [hit]
+
+
+def test_a_targeted_attack_on_a_segmenter_succeeds_where_the_map_is_the_target(task):
+    """Each pixel's class is its colour: the attack can paint any map, given the steps, and no other map counts."""
+    labels, targets = torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 4, 4, dtype=torch.long)
+    targets[0, :2] = 2
+    images = torch.eye(3)[labels].permute(0, 3, 1, 2) * 0.2 + 0.4
+    few, many = (
+        PGD(goal="targeted", eps=0.5, steps=steps, step_size=0.06, random_start=False).run(
+            task, torch.nn.Identity(), images, labels, targets=targets
+        )
+        for steps in (1, 8)
+    )
+    assert many.success.all() and not few.success.any()
+    assert torch.equal(many.predictions, targets)
 
 
 def test_confusion_matrices_are_those_of_scikit_learn_with_labels_in_rows():

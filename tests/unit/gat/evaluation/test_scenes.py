@@ -1,6 +1,7 @@
 """Scenes go the way of pictures: through the same evaluation, with scores for classes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,37 @@ def test_training_on_scenes_takes_every_iterate_of_a_few_starts(tools):
     assert lesson.facts["score"] == pytest.approx(
         float(tools.task.score(outcome.predictions, batch.labels[:2]).mean())
     )
+
+
+def test_a_memory_budget_limits_how_many_go_at_once_and_changes_no_result(tools, accelerator, tmp_path):
+    """Two fit: evaluation, training and the attack itself never hold more, in the space or in a pass of the model."""
+    tight = tiny_spade()
+    tight.memory_budget_gib = (tight.memory_needed(LATENT.moved(tight), 2) + 1) / 2**30
+    assert LATENT.max_width(tight) == 2 and LATENT.max_width(tools.generator) is None
+    drawn, sample = [], tight.sample
+    tight.sample = lambda layouts, ids, seed: drawn.append(len(ids)) or sample(layouts, ids, seed)
+    poor = replace(tools, generator=tight)
+
+    records = judged(poor, accelerator, tmp_path / "tight", width=6)
+    assert drawn == [2, 2, 2] * 2  # renderings, attack
+    for one, other in zip(records, judged(tools, accelerator, tmp_path / "free", width=6), strict=True):
+        assert (one.attack, one.id, one.iterations) == (other.attack, other.id, other.iterations)
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
+
+    batch = default_collate([tiny_scenes()[i] for i in range(6)])
+    batch = Batch(batch["images"], batch["labels"], batch["layouts"])
+    method = GAT(attack=LATENT, rotation=(("all", "both"),), only_fooling=False, oversample=1.0)
+    drawn.clear()
+    lesson, free = (method.lesson(some, segmenter(), batch, 2) for some in (poor, tools))
+    assert drawn == [2, 2, 2]
+    torch.testing.assert_close(lesson.images, free.images, atol=1e-4, rtol=0)
+    assert torch.equal(lesson.labels, free.labels)
+
+    widths, model = [], segmenter()
+    model.register_forward_hook(lambda module, inputs, outputs: widths.append(len(inputs[0])))
+    latents = sample(batch.layouts, torch.arange(6), 0)
+    LATENT.run(tools.task, model, tight, latents, batch.labels)
+    assert set(widths) == {2}
 
 
 def test_scenes_without_layouts_are_refused(tools):
