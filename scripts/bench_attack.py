@@ -36,7 +36,7 @@ from torch.utils.flop_counter import flop_registry
 from gat.attacks import Compute, LatentAttack
 from gat.config import ConfigError, read_yaml
 from gat.latents import Images, Latents, Rows, split, take
-from gat.protocols import Renderer, Site
+from gat.protocols import Renderer, Site, Task
 from generators.stylegan2.networks import Activations, Kernel, StyledConv, Synthesis, ToRGB, upsample
 from generators.stylegan2.settings import StyleGAN2SpaceConfig
 from generators.stylegan2.space import StyleGAN2Space
@@ -121,10 +121,11 @@ class Found:
 
 
 def lockstep(
+    task: Task,
     render: Callable[[Latents], Images],
     model: nn.Module,
     start: Latents,
-    labels: Int[Tensor, " b"],
+    labels: Int[Tensor, "b ..."],
     sizes: Mapping[str, float],
     max_steps: int,
     thrown_away: Sequence[nn.Module] = (),
@@ -136,11 +137,11 @@ def lockstep(
     """
     moving = {name: value.clone().requires_grad_() for name, value in start.items()}
     kept = {name: value.clone() for name, value in start.items()}
-    iterations = torch.full_like(labels, max_steps)
-    fooled = torch.zeros_like(labels, dtype=torch.bool)
+    iterations = torch.full([len(labels)], max_steps)
+    fooled = torch.zeros(len(labels), dtype=torch.bool)
     for step in range(max_steps + 1):
-        logits = model(render(moving))
-        now = (logits.argmax(dim=1) != labels) & ~fooled
+        outputs = model(render(moving))
+        now = task.wrong(outputs, labels) & ~fooled
         iterations[now] = step
         for name, value in moving.items():
             kept[name][now] = value.detach()[now]
@@ -149,7 +150,7 @@ def lockstep(
             attacked = ~now
         if step == max_steps:
             break
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = task.loss(outputs, labels).sum()
         if thrown_away:
             for module in thrown_away:
                 module.zero_grad()
@@ -296,6 +297,7 @@ def straightforward(
         thrown_away = modules if weight_gradients else []
         found = Found.join(
             lockstep(
+                setting.task,
                 render,
                 model,
                 take(setting.start, rows),
@@ -564,10 +566,10 @@ def show(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_results(result: Mapping[str, Any], folder: Path) -> None:
+def write_results(result: Mapping[str, Any], folder: Path, task: str = "classification") -> None:
     """`table.json`: the measurement, and the rows that every result of this project has."""
     shared = {
-        "task": "classification",
+        "task": task,
         "attack": "gat",
         "protocol": result["attack"],
         "n": result["n"],
@@ -579,8 +581,9 @@ def write_results(result: Mapping[str, Any], folder: Path) -> None:
             "throughput_ratio_to_straightforward": result[f"ratio_{name}"],
             "success_straightforward": result[f"success_{name}"]["straightforward"],
             "success_ours": result[f"success_{name}"]["ours"],
-            "peak_fraction": result[f"peak_fraction_{name}"],
         }
+        if f"peak_fraction_{name}" in result:
+            values["peak_fraction"] = result[f"peak_fraction_{name}"]
         rows += [
             {**shared, "model": model, "metric": metric, "value": value, "low": None, "high": None}
             for metric, value in values.items()
