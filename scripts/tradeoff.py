@@ -1,9 +1,12 @@
 """How far can an attack go before its images stop showing their label?
 
     python scripts/tradeoff.py runs/fashion_gat_0 --out results/fashion_gat/tradeoff.json
+    python scripts/tradeoff.py runs/fashion_table1/seed0/segmentation --group fine all --goal loss least_likely
 
-For a range of step sizes: accuracy that the latent attack leaves the undefended model of a run, and the share of successful
-images on which the run's independent oracle still reads the label (among those whose starting image it read right).
+For a range of step sizes: what the latent attack leaves a run's undefended model, and what the run's independent oracle still
+reads. Of pictures that is accuracy, and the share of successful images that show their label (among those whose starting image
+did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision) at the last iteration, and the share
+of the layout's pixels that the oracle reads.
 """
 
 import argparse
@@ -11,16 +14,72 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import default_collate
 
 from gat.attacks import LatentAttack
-from gat.cli.compose import ORIGINAL, RunConfig, open_run
+from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
+from gat.evaluation.evaluate import layout_agreement
 from gat.progress import progress
 from gat.report.statistics import proportion
+
+
+def pictures(
+    run: Run, model: nn.Module, attacks: list[LatentAttack], n: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """A row per attack on random latents."""
+    space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
+    assert space is not None and oracle is not None
+    ids = torch.arange(n)
+    labels = ids % len(space.classes)
+    latents = space.sample(labels, ids, seed)
+    for attack in attacks:
+        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
+        with torch.no_grad():
+            before, after = oracle(outcome.start_images).argmax(1), oracle(outcome.images).argmax(1)
+        left = proportion(int((outcome.attacked & ~outcome.success).sum()), n)
+        judged = outcome.success & (before == labels)
+        kept = proportion(int((judged & (after == labels)).sum()), max(int(judged.sum()), 1))
+        yield {
+            "accuracy_left": round(left.value, 4),
+            "oracle_agreement": round(kept.value, 4),
+            "oracle_low": round(kept.low, 4),
+            "oracle_high": round(kept.high, 4),
+            "judged": kept.n,
+            "mean_iterations": round(float(outcome.iterations[outcome.success].float().mean()), 2),
+        }
+
+
+def scenes(
+    run: Run, model: nn.Module, attacks: list[LatentAttack], n: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """A row per attack on renderings of the first test layouts."""
+    space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
+    assert space is not None and oracle is not None
+    width = run.config.evaluation.width
+    batch = default_collate([run.test_data[i] for i in range(min(n, len(run.test_data)))])
+    labels, layouts = batch["labels"], batch["layouts"]
+    latents = space.sample(layouts, batch["ids"], seed)
+    for attack in attacks:
+        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
+        change = (outcome.images - outcome.start_images).abs().mean()
+        row: dict[str, Any] = {"n": len(labels)}
+        for when, images, answers in (
+            ("before", outcome.start_images, outcome.clean_predictions),
+            ("after", outcome.images, outcome.predictions),
+        ):
+            name, value = next(iter(task.metrics(task.evidence(answers, labels)).items()))
+            row[f"{name}_{when}"] = round(value, 4)
+            row[f"oracle_{when}"] = round(float(layout_agreement(oracle, images, layouts, width).mean()), 4)
+        yield row | {"mean_change_of_pixels": round(float(change), 4)}
 
 
 def main() -> None:
@@ -29,51 +88,47 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", default=ORIGINAL)
-    parser.add_argument("--n", type=int, default=256, help="random latents")
-    parser.add_argument("--style", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="in sigma")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="in sigma")
+    parser.add_argument("--n", type=int, default=256, help="random latents, or scenes")
+    parser.add_argument(
+        "--style", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="in sigma, of pictures"
+    )
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="in sigma, of pictures"
+    )
+    parser.add_argument(
+        "--step", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="in sigma, of scenes"
+    )
+    parser.add_argument("--group", nargs="+", default=["all"], choices=("coarse", "middle", "fine", "all"))
+    parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely"))
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
     run = open_run(load(RunConfig, [args.run / "config.yaml"], [f"out={args.run}"]))
-    space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
-    if space is None or oracle is None:
+    if run.tools.generator is None or run.tools.oracle is None:
         raise SystemExit("this needs a run with a generator and an oracle")
-    model = run.finished_model(args.model)
-    ids = torch.arange(args.n)
-    labels = ids % len(space.classes)
-    latents = space.sample(labels, ids, args.seed)
+    of_scenes = run.tools.generator.conditions == "layouts"
+    sizes: list[dict[str, float]] = (
+        [{"step": step} for step in args.step]
+        if of_scenes
+        else [{"noise_step": noise, "style_step": style} for noise, style in product(args.noise, args.style)]
+    )
+    chosen = [
+        {"group": group, "goal": goal, **size} for group, goal, size in product(args.group, args.goal, sizes)
+    ]
+    attacks = [attack_of(setting, of_scenes) for setting in chosen]
+    measure = scenes if of_scenes else pictures
     rows = []
-    with progress("attacking", total=len(args.style) * len(args.noise)) as advance:
-        for noise in args.noise:
-            for style in args.style:
-                attack = LatentAttack(step_size={"style/*": style, "noise/*": noise})
-                outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
-                with torch.no_grad():
-                    before, after = oracle(outcome.start_images).argmax(1), oracle(outcome.images).argmax(1)
-                left = proportion(int((outcome.attacked & ~outcome.success).sum()), args.n)
-                judged = outcome.success & (before == labels)
-                kept = proportion(int((judged & (after == labels)).sum()), max(int(judged.sum()), 1))
-                rows.append(
-                    {
-                        "style_step": style,
-                        "noise_step": noise,
-                        "accuracy_left": round(left.value, 4),
-                        "oracle_agreement": round(kept.value, 4),
-                        "oracle_low": round(kept.low, 4),
-                        "oracle_high": round(kept.high, 4),
-                        "judged": kept.n,
-                        "mean_iterations": round(
-                            float(outcome.iterations[outcome.success].float().mean()), 2
-                        ),
-                    }
-                )
-                advance(1)
+    with progress("attacking", total=len(attacks)) as advance:
+        found = measure(run, run.finished_model(args.model), attacks, args.n, args.seed)
+        for setting, row in zip(chosen, found, strict=True):
+            rows.append(setting | row)
+            advance(1)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
         content = {
             "command": shlex.join(["python", *sys.argv]),
+            "model": args.model,
             "n": args.n,
             "seed": args.seed,
             "rows": rows,
@@ -82,6 +137,17 @@ def main() -> None:
         temporary = args.out.with_name(args.out.name + ".tmp")
         temporary.write_text(json.dumps(content, indent=1))
         os.replace(temporary, args.out)
+
+
+def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:
+    """The attack of a row. On scenes it always takes all its steps: the paper reads them at iteration 10."""
+    if of_scenes:
+        sizes = dict.fromkeys(("gamma/*", "beta/*"), setting["step"])
+    else:
+        sizes = {"style/*": setting["style_step"], "noise/*": setting["noise_step"]}
+    return LatentAttack(
+        group=setting["group"], goal=setting["goal"], step_size=sizes, stop_when_fooled=not of_scenes
+    )
 
 
 if __name__ == "__main__":
