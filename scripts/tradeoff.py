@@ -27,7 +27,7 @@ from gat.attacks import LatentAttack
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
-from gat.evaluation.evaluate import layout_agreement
+from gat.evaluation.judge import layout_agreement
 from gat.progress import progress
 from gat.report.statistics import proportion
 

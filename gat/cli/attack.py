@@ -27,7 +27,7 @@ from gat.attacks.run import Outcome
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import ConfigError, load
-from gat.evaluation.evaluate import draws_classes
+from gat.evaluation.plan import draws_classes
 from gat.protocols import Task
 from gat.report.gallery import to_uint8
 from gat.training.methods import Batch

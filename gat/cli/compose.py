@@ -19,8 +19,8 @@ from torch import nn
 
 from gat.attacks import Compute
 from gat.config import Config, ConfigError, dump, load
-from gat.evaluation.evaluate import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.gallery import GallerySettings
+from gat.evaluation.plan import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.strips import StripSettings
 from gat.perceptual import add_network
 from gat.protocols import Task

@@ -25,8 +25,9 @@ from torch import nn
 from gat.cli.compose import ORIGINAL, Run, RunConfig, check_same_run, open_run, write_provenance
 from gat.cli.table import print_table
 from gat.config import ConfigError, load, read_yaml
-from gat.evaluation.evaluate import cells, evaluate, fingerprint
+from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery, pictures_of
+from gat.evaluation.plan import cells, fingerprint
 from gat.evaluation.records import control
 from gat.evaluation.suites import SUITES, Protocol, suite
 from gat.report import write_report

@@ -11,7 +11,8 @@ from torch import nn
 from gat.attacks import Compute, LatentAttack
 from gat.attacks.run import Outcome
 from gat.config import Config
-from gat.evaluation.evaluate import Cell, read_labels, read_pictures
+from gat.evaluation.judge import read_labels, read_pictures
+from gat.evaluation.plan import Cell
 from gat.evaluation.records import read_records
 from gat.progress import progress
 from gat.report.gallery import GalleryItem, Panel

@@ -14,7 +14,7 @@ from gat.attacks import AttackConfig, Compute, ImageAttack, LatentAttack, Outcom
 from gat.attacks.frozen import frozen
 from gat.attacks.objective import mixed_precision
 from gat.config import Config
-from gat.evaluation.evaluate import AnyAttack
+from gat.evaluation.plan import AnyAttack
 from gat.progress import progress
 from gat.protocols import Examples, Task
 from gat.report.strips import Boxes, Frame, LabelMap, SceneTask, State, Strip

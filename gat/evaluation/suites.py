@@ -28,7 +28,7 @@ from gat.attacks import (
 )
 from gat.attacks.steps import Norm
 from gat.attacks.unforeseen import Unforeseen
-from gat.evaluation.evaluate import AnyAttack
+from gat.evaluation.plan import AnyAttack
 
 Protocol = Literal["paper", "strict"]
 

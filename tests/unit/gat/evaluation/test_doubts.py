@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gat.attacks import PGD
-from gat.evaluation.evaluate import EvaluationSettings, evaluate
+from gat.evaluation.evaluate import evaluate
+from gat.evaluation.plan import EvaluationSettings
 from gat.evaluation.records import read_records, write_records
 from gat.report.checks import check
 from gat.report.folder import read_run

@@ -11,17 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from gat.attacks import FGSM, PGD, LatentAttack, WorstOf
-from gat.evaluation.evaluate import (
-    EvaluationSettings,
-    at_scale,
-    cells,
-    evaluate,
-    fingerprint,
-    protocol_id,
-    protocols,
-    read_pictures,
-)
+from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import GallerySettings, make_gallery, pictures_of
+from gat.evaluation.judge import read_pictures
+from gat.evaluation.plan import EvaluationSettings, at_scale, cells, fingerprint, protocol_id, protocols
 from gat.evaluation.records import Record, budget, control, controlled, read_records, write_records
 from gat.training.methods import Tools
 from generators.stylegan2.space import StyleGAN2Space

@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from gat.attacks import PGD, LatentAttack
-from gat.evaluation.evaluate import EvaluationSettings, evaluate, layout_agreement
+from gat.evaluation.evaluate import evaluate
+from gat.evaluation.judge import layout_agreement
 from gat.evaluation.metrics import metric_rows
+from gat.evaluation.plan import EvaluationSettings
 from gat.evaluation.records import Record, read_records
 from gat.training.methods import GAT, Batch, Tools
 from tasks.detection import DetectionTask

@@ -3,7 +3,7 @@
 import pytest
 
 from gat.attacks import LatentAttack
-from gat.evaluation.evaluate import EvaluationSettings, kinds, protocol_id, protocols
+from gat.evaluation.plan import EvaluationSettings, kinds, protocol_id, protocols
 from gat.evaluation.records import CONTROLS, control, controlled
 from gat.evaluation.suites import SUITES, suite
 
