@@ -41,7 +41,8 @@ class FieldAttack(ImageAttack):
         steps: gradient steps. 0 with a random start is the control that does not optimise.
         rule: 'adam', as published, or 'sign' steps, which use the whole bound.
         step_size: as a share of the bound; None is 0.2 for Adam and 2.5 / steps for signs.
-        smoothness: weight of the roughness of fields measured in units of their bound.
+        smoothness: weight of the roughness of fields measured in units of their bound. The published weights suit a classifier's
+            margin; a segmenter's loss is a mean over pixels, against which they win: set 0 there.
         loss: 'margin' of the logits (Carlini & Wagner's f6, without a ceiling; of a task without margins its loss), or the 'task'
             loss.
         keep: which iterate counts: the 'best' of an example (fooling first, then by loss minus penalty) or the 'last'.
