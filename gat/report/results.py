@@ -35,6 +35,7 @@ from gat.report.statistics import (
     difference_of_means,
     judging_columns,
     main_attack,
+    mean_over,
     models,
     oracle_agreement,
     per_class,
@@ -135,6 +136,40 @@ def mean_differences(results: Results) -> list[tuple[str, str, Estimate]]:
         for other in means
         if other is not best
     ]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Two models on the attacks that neither was trained on.
+
+    Attributes:
+        mean, other_mean: over `columns`.
+        difference: of the two, on the same examples.
+    """
+
+    other: str
+    columns: tuple[Column, ...]
+    mean: Estimate
+    other_mean: Estimate
+    difference: Estimate
+
+
+def unseen_by_both(results: Results, model: str) -> list[Shared]:
+    """A model against every other one. Means over all that a model has not seen are over different attacks; these are not."""
+    unseen = {
+        a.model: [c for c in a.columns if results.records(a.model, c)]
+        for a in results.aggregates
+        if a.name == "mean_unseen"
+    }
+    found = []
+    for other in unseen:
+        shared = tuple(column for column in unseen.get(model, ()) if column in unseen[other])
+        if other != model and shared:
+            ours = [results.records(model, column) for column in shared]
+            theirs = [results.records(other, column) for column in shared]
+            difference = difference_of_means(theirs, ours)
+            found.append(Shared(other, shared, mean_over(ours), mean_over(theirs), difference))
+    return found
 
 
 def valid_accuracy(results: Results, model: str, column: Column) -> Proportion | None:

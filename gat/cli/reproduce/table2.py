@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gat.evaluation.records import read_records, write_records
 from gat.evaluation.suites import Protocol, suite
 from gat.report import write_report
 from gat.report.folder import read_run
-from gat.report.results import Results, compute
+from gat.report.results import Results, Shared, compute, unseen_by_both
 from gat.report.tables import result_rows
 from gat.training.methods import MethodConfig
 
@@ -163,6 +164,8 @@ def publish(config: Table2Config, target: Path, command: str) -> Path:
     facts: dict[str, Any] = {}
     protocols: dict[str, Any] = {}
     texts = []
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    champion = "gat" if "gat" in config.rows else next(iter(config.rows))
     with gzip.GzipFile(target / "records.jsonl.gz", "wb", mtime=0) as file:
         for protocol in config.protocols:
             pooled = compute(read_run(config.folder / protocol))
@@ -178,6 +181,15 @@ def publish(config: Table2Config, target: Path, command: str) -> Path:
             facts = pooled.folder.provenance or {}
             protocols |= facts.get("protocols", {})
             texts.append(f"## Protocol {protocol}\n\n{table_of(found, pooled)}")
+            shared = unseen_by_both(pooled, champion)
+            if shared:
+                texts.append(
+                    f"### {champion} and the others, protocol {protocol}\n\n{shared_table(shared, champion)}"
+                )
+            pairs[protocol] = [
+                {"model": champion, **asdict(pair), "columns": [column.attack for column in pair.columns]}
+                for pair in shared
+            ]
             for seed in config.seeds:
                 for record in read_records(config.judged_folder(protocol, seed) / "records.jsonl"):
                     if record.attack != "none":  # clean images of a whole test set would be most of the file
@@ -188,6 +200,7 @@ def publish(config: Table2Config, target: Path, command: str) -> Path:
         **{key: facts.get(key) for key in ("commit", "hardware", "versions", "trained_on")},
         "protocols": protocols,
         "paper": PAPER,
+        "unseen_by_both": pairs,
         "rows": rows,
     }
     _write(target / "table.json", json.dumps(table, indent=1) + "\n")
@@ -227,6 +240,21 @@ def table_of(rows: list[dict[str, Any]], results: Results) -> str:
         "",
         f"`*`: an attack of this kind was trained on, so it is not in mean_unseen. n = {sizes} per cell, all seeds together.",
     ]
+    return "\n".join(lines)
+
+
+def shared_table(pairs: Sequence[Shared], model: str) -> str:
+    """One model against each other one, over the attacks that neither was trained on: in per cent, 95 % intervals over examples."""
+    lines = [
+        f"| other model | attacks neither was trained on | {model} | other | difference |",
+        "|---" * 5 + "|",
+    ]
+    for pair in pairs:
+        apart = pair.difference
+        interval = f"{100 * apart.value:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
+        attacks = ", ".join(column.attack for column in pair.columns)
+        means = f"{100 * pair.mean.value:.1f} | {100 * pair.other_mean.value:.1f}"
+        lines.append(f"| {pair.other} | {attacks} | {means} | {interval} |")
     return "\n".join(lines)
 
 

@@ -75,6 +75,12 @@ def test_seeds_are_pooled_and_what_was_trained_on_is_not_unseen(table, tmp_path)
     assert "| at-pgd | 100.0" in text
     assert "87.5 (75.0-100.0)*" in text  # the star: it has seen PGD
     assert "| gat | 89.5 | 78.4" in text  # the paper's own row
+    # Against at-pgd on what neither has seen, which leaves PGD out of both means: (4 + 6) - (2 + 4) of 16.
+    assert "| at-pgd | spatial, recolor | 62.5 | 37.5 | +25.0 (" in text
+    assert "| original | pgd, spatial, recolor | 62.5 | 12.5 | +50.0 (" in text
+    (against_pgd,) = [pair for pair in found["unseen_by_both"]["paper"] if pair["other"] == "at-pgd"]
+    assert against_pgd["columns"] == ["spatial", "recolor"]
+    assert against_pgd["difference"]["low"] <= 0.25 <= against_pgd["difference"]["high"]
     lines = gzip.decompress((target / "records.jsonl.gz").read_bytes()).splitlines()
     kept = [json.loads(line) for line in lines]
     assert len(kept) == 2 * 3 * 3 * 4
