@@ -3,8 +3,9 @@
     python scripts/check_oracle.py draw runs/fashion_gat_0 --out runs/eyes      # sheet_0.png ..., key.json
     python scripts/check_oracle.py score runs/eyes labels.txt --out results/fashion_gat/oracle_check.json
 
-A sheet shows successful adversarial images of the undefended model in random order, mixed with starting images as a control,
-without any label. `labels.txt` has one line per image, in order: the class seen (its number), or `?` if it is none or unclear.
+A sheet shows what the run's own attack `gat` made of images so that they fool the undefended model (or, with --model, another one),
+in random order, mixed with starting images as a control, without any label. `labels.txt` has one word per image, in order: the class
+seen (its number), or `?` if it is none or unclear.
 """
 
 import argparse
@@ -29,12 +30,14 @@ def draw(args: argparse.Namespace) -> None:
     space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
     if space is None or oracle is None:
         raise SystemExit("this needs a run with a generator and an oracle")
-    ids = torch.arange(2 * args.n)
+    attack = run.config.evaluation.attacks.get("gat")
+    if not isinstance(attack, LatentAttack):
+        raise SystemExit(f"{args.run} has no latent attack named gat in its evaluation")
+    ids = torch.arange(args.starts or 2 * args.n)
     labels = ids % len(space.classes)
     latents = space.sample(labels, ids, args.seed)
-    outcome = LatentAttack().run(
-        task, run.finished_model(ORIGINAL), space, latents, labels, compute=run.tools.compute
-    )
+    model = run.finished_model(args.model)
+    outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
     fooled = outcome.success.nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(args.seed)
     attacked = fooled[torch.randperm(len(fooled), generator=generator)[: args.n]]
@@ -51,7 +54,7 @@ def draw(args: argparse.Namespace) -> None:
         for i in order
     ]
     (args.out / "key.json").write_text(
-        json.dumps({"classes": list(space.classes), "seed": args.seed, "images": key})
+        json.dumps({"classes": list(space.classes), "seed": args.seed, "model": args.model, "images": key})
     )
     for sheet, part in enumerate(order.split(COLUMNS * COLUMNS)):
         side = images.shape[-1] * SCALE
@@ -73,6 +76,7 @@ def score(args: argparse.Namespace) -> None:
     result = {
         "command": f"python scripts/check_oracle.py score {args.sheets} {args.labels}",
         "seed": key["seed"],
+        "model": key["model"],
     }
     for name, attacked in (("adversarial", True), ("starting", False)):
         pairs = [
@@ -108,6 +112,10 @@ def main() -> None:
     drawing.add_argument("run", type=Path)
     drawing.add_argument(
         "--n", type=int, default=240, help="adversarial images; a quarter as many controls are added"
+    )
+    drawing.add_argument("--model", default=ORIGINAL, help="who is fooled")
+    drawing.add_argument(
+        "--starts", type=int, help="how many are attacked to find that many (default: twice as many)"
     )
     drawing.add_argument("--seed", type=int, default=4)
     drawing.add_argument("--out", type=Path, required=True)
