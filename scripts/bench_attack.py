@@ -37,7 +37,8 @@ from gat.attacks import Compute, LatentAttack
 from gat.config import ConfigError, read_yaml
 from gat.latents import Images, Latents, Rows, split, take
 from gat.protocols import Renderer, Site, Task
-from generators.stylegan2.networks import Activations, Kernel, StyledConv, Synthesis, ToRGB, upsample
+from generators.stylegan2.generator import Activations, Kernel, StyledConv, Synthesis, ToRGB
+from generators.stylegan2.layers import upsample
 from generators.stylegan2.settings import StyleGAN2SpaceConfig
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask

@@ -32,7 +32,8 @@ from gat.training.batches import EndlessBatches
 from generators.stylegan2.augment import AdaptiveProbability, augment
 from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 from tasks.datasets import DATASETS
 from tasks.models.small_resnet import SmallResNetConfig
 

@@ -12,7 +12,7 @@ from generators.spade.config import SPADEConfig
 from generators.spade.networks import Generator as SPADEGenerator
 from generators.spade.space import SPADESpace
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Generator
+from generators.stylegan2.generator import Generator
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.datasets.fashion_scenes import FashionScenes, FashionScenesConfig
 

@@ -35,7 +35,7 @@ from gat.cli import sample_scenes
 from gat.progress import progress
 from generators.spade.checkpoint import is_spade
 from generators.stylegan2.checkpoints import Checkpoint, read_checkpoint
-from generators.stylegan2.networks import Generator
+from generators.stylegan2.generator import Generator
 from generators.stylegan2.settings import WEIGHTS
 
 MAX_IMAGES = 100_000

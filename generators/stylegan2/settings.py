@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gat.config import Config
 from generators.stylegan2.checkpoints import read_checkpoint
-from generators.stylegan2.networks import Generator
+from generators.stylegan2.generator import Generator
 from generators.stylegan2.space import StyleGAN2Space
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"

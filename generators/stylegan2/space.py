@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gat.latents import Images, Latents, Rows, seeded_normal, take
 from gat.protocols import Renderer, Site
-from generators.stylegan2.networks import Activations, Generator
+from generators.stylegan2.generator import Activations, Generator
 
 GROUPS_1024 = {4: "coarse", 8: "coarse", 16: "middle", 32: "middle"}  # as in the StyleGAN paper; above: fine
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from generators.stylegan2.checkpoints.layout import settle
 from generators.stylegan2.checkpoints.nvidia import discriminator_claims_of_kwargs, generator_claims_of_kwargs
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 FIXTURES = Path(__file__).parent / "stylegan2"
 GENERATORS = sorted(path.stem for path in FIXTURES.glob("generator_*.safetensors"))

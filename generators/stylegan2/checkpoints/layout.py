@@ -11,7 +11,8 @@ from torch import Tensor
 
 from generators.stylegan2.checkpoints.restricted_pickle import shown
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 Claims = Mapping[str, Any]  # values for fields of StyleGAN2Config
 Network = Literal["generator", "discriminator"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generators.stylegan2.checkpoints.layout import Checkpoint, assemble
-from generators.stylegan2.networks import LabelAndLatentMLP
+from generators.stylegan2.layers import LabelAndLatentMLP
 
 LICENSE = (
     "Inherited from the source file. The code of rosinality/stylegan2-pytorch is MIT; weights that it converted from NVIDIA's "

@@ -40,7 +40,7 @@ def test_the_contracts_hold(sources: Path):
 @pytest.mark.parametrize(
     ("file", "planted", "broken"),
     [
-        ("gat/latents.py", "import generators.stylegan2.networks", "knows neither generators nor tasks"),
+        ("gat/latents.py", "import generators.stylegan2.generator", "knows neither generators nor tasks"),
         ("tasks/datasets/splits.py", "import generators.stylegan2.config", "do not know each other"),
         ("gat/protocols.py", "import gat.cli.sample", "nobody imports the command line"),
         ("gat/latents.py", "import gat.protocols", "no circles"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from gat.attacks import LatentAttack
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Generator
+from generators.stylegan2.generator import Generator
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
 

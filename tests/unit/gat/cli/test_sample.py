@@ -12,7 +12,7 @@ from gat.cli import main
 from gat.cli.sample import draw, parse_seeds
 from generators.stylegan2.checkpoints import Checkpoint, read_checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Generator
+from generators.stylegan2.generator import Generator
 
 CLASSES = ["coat", "bag", "boot"]
 

@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "stylegan2"
 # Upstream would execute this text. Here, reading it would be the bug.

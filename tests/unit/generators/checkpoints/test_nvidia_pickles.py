@@ -12,7 +12,8 @@ import torch
 
 from generators.stylegan2.checkpoints import read_checkpoint
 from generators.stylegan2.config import StyleGAN2Config
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 Data = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]

@@ -10,7 +10,8 @@ import torch
 
 from generators.stylegan2.checkpoints import read_checkpoint
 from generators.stylegan2.checkpoints.rosinality import NUM_W_SAMPLES
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 Make = Callable[..., Any]
 

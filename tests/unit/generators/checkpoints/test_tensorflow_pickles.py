@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from generators.stylegan2.checkpoints import read_checkpoint
-from generators.stylegan2.networks import Discriminator, Generator
+from generators.stylegan2.discriminator import Discriminator
+from generators.stylegan2.generator import Generator
 
 Write = Callable[..., Path]
 Make = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""StyleGAN2: mapping, synthesis and discriminator, in plain torch operations.
+"""StyleGAN2's generator, mapping and synthesis, in plain torch operations.
 
 Written from the papers (Karras et al. 2019, "Analyzing and Improving the Image Quality of StyleGAN"; Karras et al. 2020,
 StyleGAN2-ADA) and from the published layout of checkpoints. State-dict names and numerics are those of
@@ -25,116 +25,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from generators.stylegan2.config import StyleGAN2Config
-
-LEAKY_GAIN = sqrt(2)  # keeps the variance of a leaky-ReLU layer at one
-
-
-def _fir() -> Float[Tensor, "4 4"]:
-    """The [1, 3, 3, 1] low-pass filter as a 2-D kernel that sums to one."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    kernel = torch.outer(taps, taps)
-    return kernel / kernel.sum()
-
-
-def _depthwise(kernel: Float[Tensor, "h w"], x: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "c 1 h w"]:
-    return kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-
-
-def upsample(x: Float[Tensor, "b c h w"], fir: Float[Tensor, "4 4"]) -> Float[Tensor, "b c h2 w2"]:
-    """Twice the resolution, low-pass filtered: zeros between pixels, then the filter.
-
-    Equal to a strided depthwise transposed convolution, whose backward pass is several times slower on CPUs.
-    """
-    b, c, h, w = x.shape
-    spread = x.new_zeros(b, c, h, 2, w, 2)
-    spread[:, :, :, 0, :, 0] = x
-    spread = F.pad(spread.view(b, c, 2 * h, 2 * w), (2, 1, 2, 1))
-    return F.conv2d(spread, _depthwise(fir * 4, x), groups=c)
-
-
-def downsample(x: Float[Tensor, "b c h w"], fir: Float[Tensor, "4 4"]) -> Float[Tensor, "b c h2 w2"]:
-    """Half the resolution, low-pass filtered.
-
-    Filters at full resolution and drops every other pixel: a strided depthwise convolution has a 15 times slower backward
-    pass on CPUs (oneDNN has no kernel for it).
-    """
-    return F.conv2d(x, _depthwise(fir, x), padding=1, groups=x.shape[1])[:, :, ::2, ::2]
-
-
-def activate(
-    x: Float[Tensor, "b ..."],
-    bias: Float[Tensor, " c"],
-    leaky: bool,
-    gain: float = 1.0,
-    clamp: float | None = None,
-) -> Float[Tensor, "b ..."]:
-    """Bias, leaky ReLU (slope 0.2, gain sqrt 2) or identity, `gain`, then clamp to +- `clamp * gain`."""
-    x = x + bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    if leaky:
-        x = F.leaky_relu(x, 0.2) * (LEAKY_GAIN * gain)
-    elif gain != 1:
-        x = x * gain
-    return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
-
-
-def normalize_second_moment(x: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-
-
-class FullyConnected(nn.Module):
-    """Linear layer with equalised learning rate (the gain is applied at run time, weights are stored at unit scale)."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        leaky: bool = False,
-        lr_multiplier: float = 1.0,
-        bias_init: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
-        self.bias = nn.Parameter(torch.full([out_features], bias_init))
-        self.leaky, self.lr_multiplier = leaky, lr_multiplier
-        self.weight_gain = lr_multiplier / sqrt(in_features)
-
-    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
-        return activate(
-            F.linear(x, self.weight * self.weight_gain), self.bias * self.lr_multiplier, self.leaky
-        )
-
-
-class LabelAndLatentMLP(nn.Module):
-    """The mapping network: normalised z and embedded label through an MLP.
-
-    Args:
-        layer_widths: output width of every layer.
-    """
-
-    def __init__(
-        self, z_dim: int, c_dim: int, embed_features: int, layer_widths: list[int], lr_multiplier: float
-    ) -> None:
-        super().__init__()
-        self.z_dim, self.c_dim, self.num_layers = z_dim, c_dim, len(layer_widths)
-        if c_dim:
-            self.embed = FullyConnected(c_dim, embed_features)
-        width = z_dim + (embed_features if c_dim else 0)
-        for i, out in enumerate(layer_widths):
-            setattr(self, f"fc{i}", FullyConnected(width, out, leaky=True, lr_multiplier=lr_multiplier))
-            width = out
-
-    def forward(self, z: Float[Tensor, "b z"] | None, c: Float[Tensor, "b k"] | None) -> Float[Tensor, "b w"]:
-        parts = []
-        if self.z_dim:
-            assert z is not None
-            parts.append(normalize_second_moment(z.float()))
-        if self.c_dim:
-            assert c is not None
-            parts.append(normalize_second_moment(self.embed(c.float())))
-        x = torch.cat(parts, dim=1)
-        for i in range(self.num_layers):
-            x = getattr(self, f"fc{i}")(x)
-        return x
+from generators.stylegan2.layers import (
+    LEAKY_GAIN,
+    Conv,
+    FullyConnected,
+    LabelAndLatentMLP,
+    depthwise,
+    fir,
+    upsample,
+)
 
 
 class Mapping(LabelAndLatentMLP):
@@ -194,7 +93,7 @@ class StyledConv(nn.Module):
         self.affine = FullyConnected(config.w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.register_buffer("resample_filter", _fir())
+        self.register_buffer("resample_filter", fir())
         if config.use_noise:
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
@@ -221,7 +120,7 @@ class StyledConv(nn.Module):
         x = (x * style[:, :, None, None]).to(x.dtype)
         if self.up:
             x = F.conv_transpose2d(x, weight.to(x.dtype), stride=2)
-            x = F.conv2d(x, _depthwise(self.resample_filter * 4, x), padding=1, groups=x.shape[1])
+            x = F.conv2d(x, depthwise(self.resample_filter * 4, x), padding=1, groups=x.shape[1])
         else:
             x = F.conv2d(x, weight.to(x.dtype), padding=1)
         # From here on as `activate` has it, in fewer passes over memory, which cost as much as the convolution on a CPU: the
@@ -260,46 +159,6 @@ class ToRGB(nn.Module):
         return images if self.clamp is None else images.clamp(-self.clamp, self.clamp)
 
 
-class Conv(nn.Module):
-    """Plain convolution with equalised learning rate, optionally halving or doubling the resolution through the FIR filter."""
-
-    resample_filter: Tensor
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        leaky: bool = True,
-        bias: bool = True,
-        resample: int = 1,
-        clamp: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.leaky, self.resample, self.clamp = leaky, resample, clamp
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.weight_gain = 1 / sqrt(in_channels * kernel_size**2)
-        self.register_buffer("resample_filter", _fir())
-
-    def forward(self, x: Float[Tensor, "b i h w"], gain: float = 1.0) -> Float[Tensor, "b o h2 w2"]:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
-        size = weight.shape[-1]
-        if self.resample == 2:  # 1x1 up: convolve first, it is cheaper on the small map
-            assert size == 1
-            x = upsample(F.conv2d(x, weight), self.resample_filter)
-        elif self.resample == -2 and size == 1:
-            x = F.conv2d(downsample(x, self.resample_filter), weight)
-        elif self.resample == -2:
-            x = F.conv2d(x, _depthwise(self.resample_filter, x), padding=(size + 1) // 2, groups=x.shape[1])
-            x = F.conv2d(x, weight, stride=2)
-        else:
-            x = F.conv2d(x, weight, padding=size // 2)
-        if self.bias is not None:
-            return activate(x, self.bias, self.leaky, gain, self.clamp)
-        return x * gain if gain != 1 else x
-
-
 class SynthesisBlock(nn.Module):
     """The parameters of one resolution; `Synthesis.render` walks them."""
 
@@ -307,7 +166,7 @@ class SynthesisBlock(nn.Module):
         super().__init__()
         out_channels = config.channels(resolution)
         in_channels = config.channels(resolution // 2)
-        self.register_buffer("resample_filter", _fir())
+        self.register_buffer("resample_filter", fir())
         if resolution == 4:
             self.const = nn.Parameter(torch.randn(out_channels, 4, 4))
         else:
@@ -506,121 +365,3 @@ class Generator(nn.Module):
         return self.synthesis.render(
             self.synthesis.styles(ws), self.noise(len(ws), noise, generator), dtype=dtype
         )
-
-
-class DiscriminatorBlock(nn.Module):
-    """One resolution of the discriminator, halving it."""
-
-    resample_filter: Tensor
-
-    def __init__(self, resolution: int, is_first: bool, config: StyleGAN2Config) -> None:
-        super().__init__()
-        self.architecture = config.discriminator_architecture
-        channels, out_channels = config.channels(resolution), config.channels(resolution // 2)
-        clamp = config.conv_clamp
-        self.register_buffer("resample_filter", _fir())
-        if is_first or self.architecture == "skip":
-            self.fromrgb = Conv(config.img_channels, channels, 1, clamp=clamp)
-        self.conv0 = Conv(channels, channels, 3, clamp=clamp)
-        self.conv1 = Conv(channels, out_channels, 3, resample=-2, clamp=clamp)
-        if self.architecture == "resnet":
-            self.skip = Conv(channels, out_channels, 1, leaky=False, bias=False, resample=-2)
-
-    def forward(
-        self, x: Float[Tensor, "b i h w"] | None, images: Float[Tensor, "b c h w"] | None
-    ) -> tuple[Float[Tensor, "b o h2 w2"], Float[Tensor, "b c h2 w2"] | None]:
-        if images is not None:
-            features = self.fromrgb(images)
-            x = features if x is None else x + features
-            images = downsample(images, self.resample_filter) if self.architecture == "skip" else None
-        assert x is not None
-        if self.architecture == "resnet":
-            shortcut = self.skip(x, gain=sqrt(0.5))
-            return shortcut + self.conv1(self.conv0(x), gain=sqrt(0.5)), images
-        return self.conv1(self.conv0(x)), images
-
-
-def minibatch_std(
-    x: Float[Tensor, "b c h w"], group_size: int | None, num_channels: int
-) -> Float[Tensor, "b c2 h w"]:
-    """Appends the standard deviation over groups of examples as extra channels (Karras et al. 2017, section 3)."""
-    b, c, h, w = x.shape
-    size = min(group_size, b) if group_size is not None else b
-    if b % size:
-        raise ValueError(f"a batch of {b} does not split into minibatch-std groups of {size}")
-    y = x.reshape(size, -1, num_channels, c // num_channels, h, w).float()
-    std = (y - y.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean(dim=(2, 3, 4))
-    return torch.cat([x, std.to(x.dtype)[:, :, None, None].repeat(size, 1, h, w)], dim=1)
-
-
-class DiscriminatorEpilogue(nn.Module):
-    """4x4 to one logit per example, or to a vector to be compared with the label's embedding."""
-
-    def __init__(self, config: StyleGAN2Config, cmap_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        channels = config.channels(4)
-        if config.discriminator_architecture == "skip":
-            self.fromrgb = Conv(config.img_channels, channels, 1)
-        self.conv = Conv(channels + config.mbstd_channels, channels, 3, clamp=config.conv_clamp)
-        self.fc = FullyConnected(channels * 16, channels, leaky=True)
-        self.out = FullyConnected(channels, cmap_dim or 1)
-
-    def forward(
-        self,
-        x: Float[Tensor, "b c 4 4"],
-        images: Float[Tensor, "b i 4 4"] | None,
-        cmap: Float[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b 1"]:
-        if self.config.discriminator_architecture == "skip":
-            x = x + self.fromrgb(images)
-        if self.config.mbstd_channels:
-            x = minibatch_std(x, self.config.mbstd_group_size, self.config.mbstd_channels)
-        x = self.out(self.fc(self.conv(x).flatten(1).float()))
-        return x if cmap is None else (x * cmap).sum(dim=1, keepdim=True) / sqrt(cmap.shape[1])
-
-
-class DiscriminatorMapping(LabelAndLatentMLP):
-    """One-hot label to the vector the last features are compared with."""
-
-    def __init__(self, config: StyleGAN2Config) -> None:
-        dim = config.channels(4)
-        super().__init__(
-            0, config.c_dim, dim, [dim] * config.discriminator_mapping_layers, lr_multiplier=0.01
-        )
-
-
-class Discriminator(nn.Module):
-    """Image (and label) to a realness logit."""
-
-    def __init__(self, config: StyleGAN2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.resolutions = config.block_resolutions[:0:-1]
-        for resolution in self.resolutions:
-            setattr(
-                self,
-                f"b{resolution}",
-                DiscriminatorBlock(resolution, resolution == config.img_resolution, config),
-            )
-        cmap_dim = config.channels(4) if config.c_dim else 0
-        self.b4 = DiscriminatorEpilogue(config, cmap_dim)
-        if config.c_dim:
-            self.mapping = DiscriminatorMapping(config)
-
-    def forward(
-        self,
-        images: Float[Tensor, "b i r r"],
-        c: Float[Tensor, "b k"] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Float[Tensor, "b 1"]:
-        """Args:
-        images: nominally in [-1, 1].
-        dtype: of the convolutions (None: the images').
-        """
-        rgb: Tensor | None = images if dtype is None else images.to(dtype)
-        x = None
-        for resolution in self.resolutions:
-            x, rgb = getattr(self, f"b{resolution}")(x, rgb)
-        cmap = self.mapping(None, c) if self.config.c_dim else None
-        return self.b4(x, rgb, cmap)
