@@ -127,21 +127,23 @@ def lockstep(
     model: nn.Module,
     start: Latents,
     labels: Int[Tensor, "b ..."],
+    attack: LatentAttack,
     sizes: Mapping[str, float],
-    max_steps: int,
     thrown_away: Sequence[nn.Module] = (),
 ) -> Found:
     """All examples take all sign steps together; each one's latents are kept when it first fools.
 
     Args:
+        sizes: of the attack's steps, by site that moves.
         thrown_away: modules whose parameters get a gradient as well, by `loss.backward()`; empty: gradients of latents only.
     """
-    moving = {name: value.clone().requires_grad_() for name, value in start.items()}
-    kept = {name: value.clone() for name, value in start.items()}
-    iterations = torch.full([len(labels)], max_steps)
+    home, still = split(start, list(sizes))
+    moving = {name: value.clone().requires_grad_() for name, value in home.items()}
+    kept = {name: value.clone() for name, value in home.items()}
+    iterations, targets = torch.full([len(labels)], attack.max_steps), None
     fooled = torch.zeros(len(labels), dtype=torch.bool)
-    for step in range(max_steps + 1):
-        outputs = model(render(moving))
+    for step in range(attack.max_steps + 1):
+        outputs = model(render(still | moving))
         now = task.wrong(outputs, labels) & ~fooled
         iterations[now] = step
         for name, value in moving.items():
@@ -149,9 +151,11 @@ def lockstep(
         fooled = fooled | now
         if step == 0:
             attacked = ~now
-        if step == max_steps:
+            if attack.goal == "least_likely":
+                targets = task.least_likely(outputs, labels)
+        if step == attack.max_steps:
             break
-        loss = task.loss(outputs, labels).sum()
+        loss = (task.loss(outputs, labels) if targets is None else -task.loss(outputs, targets)).sum()
         if thrown_away:
             for module in thrown_away:
                 module.zero_grad()
@@ -303,8 +307,8 @@ def straightforward(
                 model,
                 take(setting.start, rows),
                 setting.labels[rows],
+                attack,
                 sizes,
-                attack.max_steps,
                 thrown_away,
             )
             for rows in examples.split(setting.width)
@@ -341,7 +345,7 @@ def variants(setting: Setting, model: nn.Module) -> tuple[list[Variant], list[Va
     """The straightforward loop and then one idea more each, up to ours; and what else is worth knowing.
 
     Ours is what pays on this machine: bfloat16 where its matrix product is the faster one. Otherwise that is shown apart.
-    Prefix reuse has nothing to reuse while all layers move, so it is shown where only the last ones do.
+    Prefix reuse has nothing to reuse while all layers move; then it is shown apart, where only the last ones do.
     """
     space, half_space = setting.spaces[torch.float32], setting.spaces[torch.bfloat16]
     chosen = setting.spaces[setting.chosen]
@@ -363,11 +367,15 @@ def variants(setting: Setting, model: nn.Module) -> tuple[list[Variant], list[Va
         ours(setting, model, first, layout=torch.contiguous_format),
         previous=shared,
     )
-    layout = Variant("channels_last", ours(setting, model, space), previous=refill)
+    layout = Variant("channels_last", ours(setting, model, WithoutReuse(space)), previous=refill)
+    reuse = Variant("prefix reuse", ours(setting, model, space), previous=layout)
     half = Variant(
-        "bfloat16, float32 verdict", ours(setting, model, half_space, torch.bfloat16), previous=layout
+        "bfloat16, float32 verdict", ours(setting, model, half_space, torch.bfloat16), previous=reuse
     )
-    used = [base, alone, shared, refill, layout] + ([half] if setting.chosen == torch.bfloat16 else [])
+    used = [base, alone, shared, refill, layout, reuse]
+    used, apart = ([*used, half], []) if setting.chosen == torch.bfloat16 else (used, [half])
+    if setting.attack.group == "fine":
+        return used, apart
     fine = Variant(
         "fine group alone, from the first layer",
         ours(setting, model, WithoutReuse(chosen), setting.chosen, group="fine", sites=()),
@@ -377,7 +385,7 @@ def variants(setting: Setting, model: nn.Module) -> tuple[list[Variant], list[Va
         ours(setting, model, chosen, setting.chosen, group="fine", sites=()),
         previous=fine,
     )
-    return used, [fine, prefix] + ([] if half in used else [half])
+    return used, [fine, prefix, *apart]
 
 
 def matmul_flops_per_sec(dtype: torch.dtype, sides: Sequence[int] = (512, 1024)) -> float:
@@ -434,10 +442,7 @@ def bench(
     """
     if n < repeats or repeats < 1:
         raise ValueError(f"need a repeat and an example for each at least, got n={n}, repeats={repeats}")
-    if attack.goal != "loss" or attack.norm != "linf" or attack.eps or not attack.stop_when_fooled:
-        raise ValueError(
-            f"the straightforward loop takes unbounded sign steps up the loss until fooled; got: {attack.summary}"
-        )
+    check_attack(attack)
     peak = {dtype: matmul_flops_per_sec(dtype) for dtype in spaces}
     chosen = max(peak, key=peak.__getitem__)
     labels = torch.arange(n) % len(task.classes)
@@ -490,6 +495,14 @@ def bench(
         "seeds": [seed],
         "attack": attack.summary,
     }
+
+
+def check_attack(attack: LatentAttack) -> None:
+    """Refuses, with a ValueError, what `lockstep` does not do."""
+    if attack.goal == "targeted" or attack.norm != "linf" or attack.eps or not attack.stop_when_fooled:
+        raise ValueError(
+            f"the straightforward loop takes unbounded sign steps, without targets, until fooled; got: {attack.summary}"
+        )
 
 
 # From a run's folder to the page -----------------------------------------------------------------------------------------

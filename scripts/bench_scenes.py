@@ -18,7 +18,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_attack import AGREE_WITHIN, MODELS, REPOSITORY, Found, Variant, lockstep, machine, write_results
+from bench_attack import (
+    AGREE_WITHIN,
+    MODELS,
+    REPOSITORY,
+    Found,
+    Variant,
+    check_attack,
+    lockstep,
+    machine,
+    write_results,
+)
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -99,10 +109,8 @@ def straightforward(
         for rows in examples.split(setting.width):
             start, render = scene(setting, rows)
             thrown_away = modules if weight_gradients else []
-            steps = setting.attack.max_steps
-            found.append(
-                lockstep(setting.task, render, model, start, setting.labels[rows], sizes, steps, thrown_away)
-            )
+            labels, attack = setting.labels[rows], setting.attack
+            found.append(lockstep(setting.task, render, model, start, labels, attack, sizes, thrown_away))
         for module in modules:
             module.requires_grad_(False).zero_grad()
         return Found.join(found)
@@ -151,10 +159,7 @@ def bench(setting: Setting, models: Mapping[str, nn.Module], repeats: int) -> di
     n, attack = len(setting.labels), setting.attack
     if n < repeats or repeats < 1:
         raise ValueError(f"need a repeat and a scene for each at least, got n={n}, repeats={repeats}")
-    if attack.goal != "loss" or attack.norm != "linf" or attack.eps or not attack.stop_when_fooled:
-        raise ValueError(
-            f"the straightforward loop takes unbounded sign steps up the loss until fooled; got: {attack.summary}"
-        )
+    check_attack(attack)
     chains = {name: variants(setting, model) for name, model in models.items()}
     for name, chain in chains.items():
         print(f"warming up: {name}", file=sys.stderr)

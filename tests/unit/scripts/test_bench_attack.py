@@ -68,8 +68,14 @@ def test_fused_rendering_agrees_with_shared_kernels(
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"goal": "least_likely", "max_steps": 8}, {"group": "fine", "step_size": {"*": 0.04}}]
+)
 def test_both_loops_agree_on_success_and_iterations(
-    script: ModuleType, spaces: dict[torch.dtype, StyleGAN2Space], classifier: nn.Module
+    script: ModuleType,
+    spaces: dict[torch.dtype, StyleGAN2Space],
+    classifier: nn.Module,
+    change: dict[str, object],
 ) -> None:
     n, task = 48, ClassificationTask(CLASSES)
     space = spaces[torch.float32]
@@ -77,7 +83,7 @@ def test_both_loops_agree_on_success_and_iterations(
     start = space.sample(ids % 3, ids, seed=0)
     labels = classifier(script.render_fused(space.generator.synthesis, start)).argmax(1)
     labels[::6] = (labels[::6] + 1) % 3  # wrong from the start: not attacked
-    setting = script.Setting(task, spaces, ATTACK, start, labels, 16, torch.float32)
+    setting = script.Setting(task, spaces, ATTACK.model_copy(update=change), start, labels, 16, torch.float32)
     chain, _ = script.variants(setting, classifier)
     found = [variant.run(ids) for variant in chain]
     assert found[0].attacked.sum() == n - n // 6
@@ -118,7 +124,7 @@ def test_flop_count_of_a_known_product(script: ModuleType) -> None:
     assert counter.total == 2 * (2 * 3 * 5 * 7)  # forward, and backward to one factor
 
 
-@pytest.mark.parametrize("change", [{"goal": "least_likely"}, {"norm": "l2"}, {"eps": {"*": 1.0}}])
+@pytest.mark.parametrize("change", [{"goal": "targeted"}, {"norm": "l2"}, {"eps": {"*": 1.0}}])
 def test_attacks_that_the_straightforward_loop_does_not_do_are_refused(
     script: ModuleType,
     spaces: dict[torch.dtype, StyleGAN2Space],
