@@ -7,7 +7,17 @@ from typing import Any
 from gat.report.finding import compared_model
 from gat.report.folder import RunFolder
 from gat.report.metrics import inline
-from gat.report.statistics import Estimate, Key, Proportion, by_cell, clean_column, columns, models, summarize
+from gat.report.statistics import (
+    Column,
+    Estimate,
+    Key,
+    Proportion,
+    by_cell,
+    clean_column,
+    columns,
+    models,
+    summarize,
+)
 from gat.report.tables import Table, markdown_text, to_latex, to_markdown
 
 MODELS = {"trained": "Adversarially trained", "original": "Original"}
@@ -59,27 +69,47 @@ def measure(run: RunFolder, attack: str = "gat") -> list[Measured]:
     Raises:
         ValueError: if the run has not these numbers, or not one seed; it says what is there.
     """
-    if len(run.seeds) != 1:
-        raise ValueError(
-            f"{run.name}: a run of one training seed is wanted, got seeds {run.seeds or 'unknown'}"
-        )
-    task = run.scene_task or "classification"
-    values = _scene_values(run) if run.scene_task else _accuracies(run)
-    names = models(values)
-    trained = compared_model(names)
-    if not names or trained is None:
-        raise ValueError(
-            f"{run.name}: an undefended and a trained model are wanted, got {', '.join(names) or 'none'}"
-        )
+    values = _values(run)
     across = columns(values)
     clean = clean_column(across)
     attacked = [column for column in across if column.attack == attack]
     if clean is None or len(attacked) != 1:
         there = ", ".join(f"{c.attack} [{c.protocol}]" if c.protocol else c.attack for c in across)
         raise ValueError(f"{run.name}: clean images and attack {attack!r} once are wanted; there is {there}")
+    return _measured(run, values, (clean, attacked[0]))
+
+
+def measure_others(run: RunFolder, attack: str = "gat") -> list[Measured]:
+    """What `measure` leaves out: both models under all other attacks.
+
+    Raises:
+        ValueError: if a model was not measured under one of them, or the run has not one seed.
+    """
+    values = _values(run)
+    across = columns(values)
+    return _measured(run, values, [c for c in across if c != clean_column(across) and c.attack != attack])
+
+
+def _values(run: RunFolder) -> dict[Key, Estimate]:
+    if len(run.seeds) != 1:
+        raise ValueError(
+            f"{run.name}: a run of one training seed is wanted, got seeds {run.seeds or 'unknown'}"
+        )
+    return _scene_values(run) if run.scene_task else _accuracies(run)
+
+
+def _measured(run: RunFolder, values: Mapping[Key, Estimate], across: Sequence[Column]) -> list[Measured]:
+    """The cells of both models."""
+    task = run.scene_task or "classification"
+    names = models(values)
+    trained = compared_model(names)
+    if not names or trained is None:
+        raise ValueError(
+            f"{run.name}: an undefended and a trained model are wanted, got {', '.join(names) or 'none'}"
+        )
     found = []
     for model, name in (("trained", trained), ("original", names[0])):
-        for column in (clean, attacked[0]):
+        for column in across:
             value = values.get(Key(name, column))
             if value is None:
                 raise ValueError(f"{run.name}: {name} was not measured under {column.attack!r}")
@@ -164,6 +194,14 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     return rows
 
 
+def other_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
+    """`table1_rows` of what `measure_others` found, attack by attack."""
+    by_attack: dict[str, list[Measured]] = {}
+    for cell in measured:
+        by_attack.setdefault(cell.attack, []).append(cell)
+    return [row for cells in by_attack.values() for row in table1_rows(cells)]
+
+
 def _kind(cell: Measured) -> str:
     return "clean" if cell.attack == "clean" else "adversarial"
 
@@ -241,10 +279,24 @@ def table1(rows: Sequence[Mapping[str, Any]], compact: bool = False) -> Table:
     return Table(caption, header, tuple(lines))
 
 
-def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of `table1_rows`, with spreads, sizes and the paper's numbers."""
+def other_attacks(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Both models under every other attack: a line per task and attack."""
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: list(HEADLINES).index(row["task"])):
+        value = f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+        lines.setdefault((row["task"], row["attack"], row["source"]), {})[row["model"]] = value
+    return Table(
+        "Other attacks",
+        ("Task", "Attack", "Images", "Original", "Adversarially trained"),
+        tuple((*line, both["original"], both["trained"]) for line, both in lines.items()),
+    )
+
+
+def table1_markdown(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Of `table1_rows`, with spreads, sizes and the paper's numbers; below it `other_rows`, if there are any."""
     table = table1(rows)
-    return f"{to_markdown(table)}\n\n{markdown_text(table.caption)}\n"
+    text = f"{to_markdown(table)}\n\n{markdown_text(table.caption)}\n"
+    return text + f"\n## Other attacks\n\n{to_markdown(other_attacks(others))}\n" if others else text
 
 
 def table1_latex(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,15 @@ from gat.cli.train import judge, train_models
 from gat.config import Config
 from gat.report import write_report
 from gat.report.folder import read_run
-from gat.report.table1 import measure, paper_rows, table1_latex, table1_markdown, table1_rows
+from gat.report.table1 import (
+    measure,
+    measure_others,
+    other_rows,
+    paper_rows,
+    table1_latex,
+    table1_markdown,
+    table1_rows,
+)
 
 RESULTS = Path("results/table1")
 FACTS = ("commit", "hardware", "versions")
@@ -73,10 +81,11 @@ def run_task(config: RunConfig, only: str | None) -> bool:
 
 
 def publish(config: Table1Config, target: Path, command: str) -> Path:
-    """results/table1: table.json with the rows of all tasks and the paper's, table.md, table.tex."""
+    """results/table1: table.json with the rows of all tasks, other attacks and the paper's, table.md, table.tex."""
     target.mkdir(parents=True, exist_ok=True)
     folders = [read_run(config.task_run(task, seed).folder) for seed in config.seeds for task in config.runs]
     rows = table1_rows(cell for folder in folders for cell in measure(folder, config.attack))
+    others = other_rows(cell for folder in folders for cell in measure_others(folder, config.attack))
     facts = folders[0].provenance or {}
     protocols: dict[str, Any] = {}
     for folder in folders:
@@ -88,9 +97,10 @@ def publish(config: Table1Config, target: Path, command: str) -> Path:
         "protocols": protocols,
         "paper": paper_rows(),
         "rows": rows,
+        "other_attacks": others,
     }
     _write(target / "table.json", json.dumps(table, indent=1) + "\n")
-    _write(target / "table.md", table1_markdown(rows))
+    _write(target / "table.md", table1_markdown(rows, others))
     _write(target / "table.tex", table1_latex(rows))
     return target
 

@@ -4,7 +4,17 @@ import pytest
 
 from gat.evaluation.records import Record, write_records
 from gat.report.folder import read_run
-from gat.report.table1 import PAPER, measure, paper_rows, table1, table1_latex, table1_markdown, table1_rows
+from gat.report.table1 import (
+    PAPER,
+    measure,
+    measure_others,
+    other_rows,
+    paper_rows,
+    table1,
+    table1_latex,
+    table1_markdown,
+    table1_rows,
+)
 
 
 def classifiers(folder, seed, broken):
@@ -101,6 +111,18 @@ def test_the_table_has_the_papers_numbers_beside_it(rows):
     assert lines["Paper, adversarially trained (CelebA-HQ)"][:2] == ("96.2", "83.6")
     for words in ("seeds 0, 1, 2", "n = 300", "n = 120", "gat [strict-gat]", "lowest and highest seed"):
         assert words in table.caption
+
+
+def test_all_other_attacks_stand_below(runs, rows):
+    others = other_rows(cell for run in runs for cell in measure_others(run))
+    assert not {"clean", "gat"} & {row["attack"] for row in others}
+    pgd = cell([row for row in others if row["task"] == "classification"], "classification", "trained", "pgd")
+    assert (pgd["value"], pgd["n"], pgd["seeds"]) == (pytest.approx(0.8), 300, [0, 1, 2])
+    text = table1_markdown(rows, others)
+    assert text.startswith(table1_markdown(rows))
+    assert "| classification | pgd | real | 90.0 (90.0–90.0) | 80.0 (80.0–80.0) |" in text
+    scenes = [line for line in text.splitlines() if line.startswith("| segmentation | pgd-linf")]
+    assert len(scenes) == 1
 
 
 def test_markdown_and_latex_hold_the_same_numbers(rows):
