@@ -46,6 +46,7 @@ class Measured:
         attack: 'clean', or the attack's name.
         seed: of the run's training.
         value: with its interval over the examples, and their number.
+        oracle: of scenes, the share of the pixels of these images on which the oracle reads the layout's class.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Measured:
     source: str
     seed: int
     value: Estimate
+    oracle: float | None = None
 
 
 def measure(run: RunFolder, attack: str = "gat") -> list[Measured]:
@@ -107,16 +109,28 @@ def _measured(run: RunFolder, values: Mapping[Key, Estimate], across: Sequence[C
         raise ValueError(
             f"{run.name}: an undefended and a trained model are wanted, got {', '.join(names) or 'none'}"
         )
+    scenes = run.scene_metrics.rows if run.scene_metrics else ()
+    oracle = {row.key: row.oracle.after for row in scenes if row.oracle}
     found = []
     for model, name in (("trained", trained), ("original", names[0])):
         for column in across:
-            value = values.get(Key(name, column))
+            key = Key(name, column)
+            value = values.get(key)
             if value is None:
                 raise ValueError(f"{run.name}: {name} was not measured under {column.attack!r}")
             shown = "clean" if column.attack == "none" else column.attack
             found.append(
                 Measured(
-                    task, run.task, model, name, shown, column.protocol, column.source, run.seeds[0], value
+                    task,
+                    run.task,
+                    model,
+                    name,
+                    shown,
+                    column.protocol,
+                    column.source,
+                    run.seeds[0],
+                    value,
+                    oracle.get(key),
                 )
             )
     return found
@@ -149,9 +163,9 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     """Rows of `results/table1/table.json`: for every task, model and attack the mean over seeds.
 
     Returns:
-        Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed}, values as
-        fractions. `low` and `high` are the lowest and the highest seed; of a single seed, its 95 % interval over examples; `interval`
-        says which. `n` counts the examples of all seeds together.
+        Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed, oracle}, values
+        as fractions. `low` and `high` are the lowest and the highest seed; of a single seed, its 95 % interval over examples;
+        `interval` says which. `n` counts the examples of all seeds together.
 
     Raises:
         ValueError: if runs of one task differ in data or protocol, or two have the same seed.
@@ -170,6 +184,7 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
             raise ValueError(f"{task}: runs differ in data, attack or protocol, got {sorted(about)}")
         ((data, attack, protocol, source),) = about
         values = [cell.value.value for cell in cells]
+        read = [cell.oracle for cell in cells if cell.oracle is not None]
         low, high = (
             (min(values), max(values)) if len(cells) > 1 else (cells[0].value.low, cells[0].value.high)
         )
@@ -189,6 +204,7 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
                 "n": sum(cell.value.n for cell in cells),
                 "seeds": seeds,
                 "per_seed": values,
+                "oracle": sum(read) / len(read) if len(read) == len(cells) else None,
             }
         )
     return rows

@@ -121,6 +121,8 @@ def test_all_other_attacks_stand_below(runs, rows):
     text = table1_markdown(rows, others)
     assert text.startswith(table1_markdown(rows))
     assert "| classification | pgd | real | 90.0 (90.0–90.0) | 80.0 (80.0–80.0) |" in text
+    assert pgd["oracle"] is None
+    assert cell(rows, "segmentation", "trained", "gat")["oracle"] == pytest.approx(0.84)
     scenes = [line for line in text.splitlines() if line.startswith("| segmentation | pgd-linf")]
     assert len(scenes) == 1
 
