@@ -74,7 +74,9 @@ def offsets(setting: Setting, rows: Rows) -> Scene:
     def render(change: Latents) -> Images:
         maps = generator.modulation(semantics)
         maps |= {site: maps[site] + value for site, value in change.items()}
-        return generator.render(generator.start(semantics), maps) * 0.5 + 0.5
+        # With a style code the first block's input does not come from the layout.
+        state = setting.start[SEED][rows] if generator.config.use_vae else generator.start(semantics)
+        return generator.render(state, maps) * 0.5 + 0.5
 
     return {site: torch.zeros_like(setting.start[site][rows]) for site in moved}, render
 
@@ -230,11 +232,11 @@ def open_setting(
     """The first test scenes, the models and the generator of a finished run.
 
     Raises:
-        ConfigError: if the run is not one of scenes, or its generator is not a plain SPADE.
+        ConfigError: if the run is not one of scenes, or its SPADE moves coarse offsets instead of the maps.
     """
     run = compose_run(load(RunConfig, [folder / "config.yaml"], [f"out={folder}"]))
     space = run.tools.generator
-    if not isinstance(space, SPADESpace) or space.coarse_grid is not None or space.config.use_vae:
+    if not isinstance(space, SPADESpace) or space.coarse_grid is not None:
         raise ConfigError(
             f"{folder} has generator {space.name if space else 'none'}; wanted a run with a SPADE whose maps move themselves"
         )
@@ -243,7 +245,7 @@ def open_setting(
     attack = LatentAttack.model_validate(
         {"group": group, "step_size": {"gamma/*": step_size, "beta/*": step_size}}
     )
-    start = space.sample(batch["layouts"], batch["ids"], seed=0)
+    start = space.sample(batch["layouts"], torch.arange(len(items)), seed=0)
     setting = Setting(run.tools.task, space, attack, batch["layouts"], batch["labels"], start, width)
     return setting, {name: run.finished_model(stem) for name, stem in MODELS.items()}
 

@@ -140,10 +140,10 @@ def tiny_scenes(labels: str = "masks", num: int = 12) -> FashionScenes:
     return FashionScenesConfig(labels=labels, image_size=32, num_test=num, num_train=num).build("test")
 
 
-def tiny_spade(seed: int = 0, **options: Any) -> SPADESpace:
+def tiny_spade(seed: int = 0, use_vae: bool = False, **options: Any) -> SPADESpace:
     """A random SPADE for `tiny_scenes`."""
     classes = tiny_scenes(num=1).layout_classes
-    config = SPADEConfig(label_nc=len(classes), ngf=4, nhidden=8, crop_size=32)
+    config = SPADEConfig(label_nc=len(classes), ngf=4, nhidden=8, crop_size=32, use_vae=use_vae)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = SPADEGenerator(config)

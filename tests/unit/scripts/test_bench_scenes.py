@@ -37,9 +37,16 @@ def model() -> nn.Module:
     ).eval()
 
 
-def setting_of(script: ModuleType, model: nn.Module, group: str = "fine", n: int = 9, step_size: float = 0.2):
+def setting_of(
+    script: ModuleType,
+    model: nn.Module,
+    group: str = "fine",
+    n: int = 9,
+    step_size: float = 0.2,
+    use_vae: bool = False,
+):
     """Labels are the model's own answers to the renderings, but for a few scenes: some scenes withstand, some do not."""
-    space, batch = tiny_spade(), default_collate([tiny_scenes(num=n)[i] for i in range(n)])
+    space, batch = tiny_spade(use_vae=use_vae), default_collate([tiny_scenes(num=n)[i] for i in range(n)])
     start = space.sample(batch["layouts"], batch["ids"], seed=0)
     with torch.no_grad():
         images = space.freeze(start, list(space.sites))(
@@ -58,9 +65,9 @@ def setting_of(script: ModuleType, model: nn.Module, group: str = "fine", n: int
     return script.Setting(task, space, attack, batch["layouts"], labels, start, 4)
 
 
-@pytest.mark.parametrize("group", ["fine", "all"])
-def test_all_loops_find_the_same(script: ModuleType, model: nn.Module, group: str):
-    setting = setting_of(script, model, group)
+@pytest.mark.parametrize(("group", "use_vae"), [("fine", False), ("all", False), ("fine", True)])
+def test_all_loops_find_the_same(script: ModuleType, model: nn.Module, group: str, use_vae: bool):
+    setting = setting_of(script, model, group, use_vae=use_vae)
     chain = script.variants(setting, model)
     found = [variant.run(torch.arange(9)) for variant in chain]
     assert found[0].attacked.tolist() == [i % 4 != 0 for i in range(9)]
