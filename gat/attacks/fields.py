@@ -1,5 +1,6 @@
 """What attacks that change an image by smooth fields share: bounded fields, a penalty on their roughness, Adam or sign steps."""
 
+from abc import abstractmethod
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -66,13 +67,13 @@ class FieldAttack(ImageAttack):
         return {f"linf_{site}": limit for site, limit in self.limits.items()}
 
     @property
+    @abstractmethod
     def limits(self) -> dict[str, float]:
         """Site that moves -> largest absolute value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def space(self, images: Images) -> FieldSpace:
         """Around these images."""
-        raise NotImplementedError
 
     @property
     def share(self) -> float:

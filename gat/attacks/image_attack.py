@@ -1,5 +1,6 @@
 """What all attacks on images have in common: how they are called."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -48,13 +49,14 @@ class ImageAttack(Config):
     @property
     def summary(self) -> str:
         """The settings that a number depends on, in one line."""
-        raise NotImplementedError
+        return ", ".join(f"{name}={value}" for name, value in self)
 
     @property
     def bounds(self) -> dict[str, float]:
         """Name in `Outcome.distances` -> the largest value that the attack allows itself."""
         return {}
 
+    @abstractmethod
     def run(
         self,
         task: Task,
@@ -77,7 +79,6 @@ class ImageAttack(Config):
             record: keep the images of every iterate, where the attack has one sequence of them.
             ids: of the examples; what is random depends on them, not on the batch. None: the positions in the batch.
         """
-        raise NotImplementedError
 
     def __call__(
         self,

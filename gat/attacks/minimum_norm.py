@@ -1,5 +1,6 @@
 """What attacks have in common that look for the smallest change that fools, rather than for the best within a budget."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -138,9 +139,9 @@ class MinimumNorm(ImageAttack):
         """Norm and budget, for `summary`."""
         return f"{self.norm}, " + ("any distance" if self.eps is None else f"up to {self.eps:g}")
 
+    @abstractmethod
     def search(self, case: Case) -> Search:
         """How this attack looks for near images."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def run(

@@ -145,27 +145,11 @@ def _records(
         "label": labels.tolist(),
         "clean_prediction": outcome.clean_predictions.tolist(),
         "prediction": outcome.predictions.tolist(),
-        "success": outcome.success.tolist(),
-        "iterations": outcome.iterations.tolist(),
-        "loss": outcome.loss.tolist(),
-        "forwards": outcome.forwards.tolist(),
-        "backwards": outcome.backwards.tolist(),
-        "zero_gradients": outcome.zero_gradients.tolist(),
         "oracle_clean": oracle_clean or nobody,
         "oracle": oracle or nobody,
         "target": outcome.targets.tolist() if aimed and outcome.targets is not None else nobody,
     }
-    distances = {name: value.tolist() for name, value in outcome.distances.items()}
-    for i, example in enumerate(ids):
-        yield Record(
-            model=cell.model,
-            attack=cell.name,
-            protocol=cell.protocol,
-            source=source,
-            id=example,
-            distances={name: values[i] for name, values in distances.items()},
-            **{name: values[i] for name, values in columns.items()},
-        )
+    return _rows(cell, source, ids, outcome, columns)
 
 
 def _scene_records(
@@ -182,14 +166,9 @@ def _scene_records(
     task = tools.task
     scores = [task.score(answers, labels) for answers in (outcome.clean_predictions, outcome.predictions)]
     columns: dict[str, list[Any]] = {
+        "label": [1] * len(ids),
         "clean_prediction": outcome.attacked.long().tolist(),
         "prediction": (outcome.attacked & ~outcome.success).long().tolist(),
-        "success": outcome.success.tolist(),
-        "iterations": outcome.iterations.tolist(),
-        "loss": outcome.loss.tolist(),
-        "forwards": outcome.forwards.tolist(),
-        "backwards": outcome.backwards.tolist(),
-        "zero_gradients": outcome.zero_gradients.tolist(),
         "clean_score": scores[0].tolist(),
         "score": scores[1].tolist(),
         "evidence": task.evidence(outcome.predictions, labels),
@@ -197,6 +176,17 @@ def _scene_records(
     if tools.oracle is not None:
         for name, images in (("clean_oracle_score", outcome.start_images), ("oracle_score", outcome.images)):
             columns[name] = layout_agreement(tools.oracle, images, layouts, width).tolist()
+    return _rows(cell, source, ids, outcome, columns)
+
+
+def _rows(
+    cell: Cell, source: str, ids: Sequence[int], outcome: Outcome, columns: dict[str, list[Any]]
+) -> Iterator[Record]:
+    """A record per example: `columns`, and what came of the attack whatever the task."""
+    whole = columns | {
+        name: getattr(outcome, name).tolist()
+        for name in ("success", "iterations", "loss", "forwards", "backwards", "zero_gradients")
+    }
     distances = {name: value.tolist() for name, value in outcome.distances.items()}
     for i, example in enumerate(ids):
         yield Record(
@@ -205,9 +195,8 @@ def _scene_records(
             protocol=cell.protocol,
             source=source,
             id=example,
-            label=1,
             distances={name: values[i] for name, values in distances.items()},
-            **{name: values[i] for name, values in columns.items()},
+            **{name: values[i] for name, values in whole.items()},
         )
 
 

@@ -1,5 +1,6 @@
 """What a training method is: a function from the model as it is now and one clean batch to the images of one step."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -198,9 +199,9 @@ class Method(Config):
     def check(self, tools: Tools) -> None:
         """Raises ValueError if these tools will not do, before training finds out."""
 
+    @abstractmethod
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         """The images of one step. `key` identifies (step, rank) and seeds everything random. The model is left as found."""
-        raise NotImplementedError
 
 
 def seen(attack: ImageAttack | LatentAttack) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What the perceptual attacks have in common: their ball, start, loss, and how they end inside."""
 
+from abc import abstractmethod
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -88,13 +89,13 @@ class PerceptualAttack(ImageAttack):
         return {self.distance_name: self.bound} if self.projection == "boundary" else {}
 
     @property
+    @abstractmethod
     def total_steps(self) -> int:
         """Gradient steps at most."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rule(self, ball: Ball, share: bool) -> Rule:
         """The step rule for one batch. `share`: the classifier's own passes may tell the distance."""
-        raise NotImplementedError
 
     def _describe(self, steps: str) -> str:
         """One line for all."""
