@@ -38,6 +38,7 @@ from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
 from gat.perceptual import Phi, distance, open_network
+from gat.processes import leave_together
 from gat.progress import progress
 from gat.training.batches import EndlessBatches
 from gat.training.loop import DivergedError
@@ -466,7 +467,7 @@ def main(arguments: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
         accelerator.print(f"done: {out}")
-    accelerator.end_training()
+    leave_together(accelerator)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.processes import leave_together
 from gat.training.batches import EndlessBatches
 from generators.stylegan2.augment import AdaptiveProbability, augment
 from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
@@ -342,7 +343,7 @@ def main() -> None:
     if accelerator.is_main_process:
         (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
         accelerator.print(f"done: {out}")
-    accelerator.end_training()
+    leave_together(accelerator)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from gat.evaluation.gallery import make_gallery, pictures_of
 from gat.evaluation.plan import cells, fingerprint
 from gat.evaluation.records import control
 from gat.evaluation.suites import SUITES, Protocol, suite
+from gat.processes import leave_together
 from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.gallery import write_gallery
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = suite(args.suite, args.protocol, JUDGE if config.oracle else None)
         facts["suite"] = {"name": args.suite, "protocol": args.protocol, "attacks": list(chosen.judged)}
     page = judge_together(current, models, out, facts)
-    current.accelerator.end_training()
+    leave_together(current.accelerator)
     if current.accelerator.is_main_process:
         results = compute(read_run(out))
         rows = [_row(summary) for summary in results.summaries] + [_joined_row(a) for a in results.aggregates]

@@ -21,6 +21,7 @@ from gat.config import dump, load
 from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import make_gallery
 from gat.evaluation.strips import make_strips
+from gat.processes import leave_together
 from gat.report import write_report
 from gat.report.gallery import write_gallery
 from gat.report.strips import SceneTask, write_strips
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     write_provenance(current)
     train_models(current)
     judge(current)
-    current.accelerator.end_training()
+    leave_together(current.accelerator)
     if current.accelerator.is_main_process:
         page = write_report(config.folder)
         print(json.dumps({"run": str(config.folder), "page": str(page)}) if args.json else f"page: {page}")

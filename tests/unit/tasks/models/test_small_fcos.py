@@ -318,6 +318,7 @@ def test_an_example_is_attacked_alike_in_any_batch(trained):
 TWO_PROCESSES = """
 import torch
 from accelerate import Accelerator
+from gat.processes import leave_together
 from tasks.models.small_fcos import SmallFCOSConfig
 from tasks.models.torchvision_detection import TorchvisionDetectionConfig
 
@@ -340,7 +341,7 @@ for config in (
     both = accelerator.gather(mine[None])
     assert torch.equal(both[0], both[1]), config
     assert mine.max() > 0
-accelerator.end_training()
+leave_together(accelerator)
 """
 
 
