@@ -6,14 +6,14 @@ pass is spent on an example that is already done.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gat.latents import Latents, PerExample, Verdicts, num_examples, per_example, take
+from gat.latents import Latents, PerExample, Rows, Verdicts, num_examples, per_example, take
 from gat.protocols import Objective
 
 
@@ -28,7 +28,7 @@ class Ascent:
         forwards, backwards: passes through the objective.
         zero_gradients: steps whose gradient was zero or not a number everywhere. Many of them mean that the attack could not
             see, not that the model is robust.
-        trajectory: with `record=True`, site -> [max_steps + 1, b, ...]; after an example is finished its last iterate repeats.
+        trajectory: what `record` gave of every iterate, [max_steps + 1, b, ...]; after an example is finished its last one repeats.
     """
 
     latents: Latents
@@ -38,7 +38,7 @@ class Ascent:
     forwards: Int[Tensor, " b"]
     backwards: Int[Tensor, " b"]
     zero_gradients: Int[Tensor, " b"]
-    trajectory: dict[str, Float[Tensor, "t b ..."]] = field(default_factory=dict)
+    trajectory: Float[Tensor, "t b ..."] | None = None
 
 
 def gradient(
@@ -178,6 +178,9 @@ class Slots:
         return Slots(**merged)
 
 
+Record = Callable[[Latents, Rows], Tensor]
+"""Current iterates, which examples they are -> what to keep of each, [b, ...]."""
+
 Move = Callable[[Latents, Latents, Slots], Latents]
 """Latents, their gradient, the slots they are in -> latents one step uphill. `Slots.finished` ones are not moved whatever it says."""
 
@@ -197,7 +200,7 @@ def ascend(
     sync_every: int | None = None,
     gradient_scale: float = 1.0,
     use_gradient: bool = True,
-    record: bool = False,
+    record: Record | None = None,
 ) -> Ascent:
     """Move every example uphill on its loss.
 
@@ -217,7 +220,7 @@ def ascend(
             CPU, every 4th elsewhere. Finished examples stand still in between, so results do not depend on it.
         gradient_scale: multiplies losses before differentiation, against underflow in float16; directions do not change.
         use_gradient: False is for search without gradients: `move` gets none, and no backward pass is made.
-        record: keep every iterate, [max_steps + 1, b, ...] per site.
+        record: what to keep of every iterate, such as its image; asked right after the objective. None keeps nothing.
 
     Raises:
         ValueError: for a start without examples or a bad option.
@@ -244,10 +247,6 @@ def ascend(
         backwards=zeros.clone(),
         zero_gradients=zeros.clone(),
     )
-    if record:
-        result.trajectory = {
-            name: value.expand(max_steps + 1, *value.shape).clone() for name, value in start.items()
-        }
     taken = zeros.clone()
 
     queued = min(width, n)
@@ -266,6 +265,11 @@ def ascend(
             uphill, loss, fooled = gradient(objective, slots.latents, slots.examples, gradient_scale)
             result.backwards[rows] += running.long()
         result.forwards[rows] += running.long()
+        if record is not None:
+            frame = record(slots.latents, slots.examples)
+            if result.trajectory is None:
+                result.trajectory = frame.new_empty(max_steps + 1, n, *frame.shape[1:])
+            result.trajectory[slots.age, rows], taken[rows] = frame, slots.age
 
         # 2. Keep it if it is the best so far.
         slots.keep(loss, fooled, keep)
@@ -279,9 +283,6 @@ def ascend(
             if uphill:
                 result.zero_gradients[rows] += (running & _blind(uphill)).long()
             slots.step(uphill, move, running)
-            taken[rows] = slots.age
-            for name, steps in result.trajectory.items():
-                steps[slots.age, rows] = slots.latents[name]
         lockstep_age += 1
 
         # 4. Hand the slots of finished examples on.
@@ -295,8 +296,7 @@ def ascend(
                 queued += len(newcomers)
                 slots = slots.refill(free, Slots.open(newcomers, examples, start, center))
                 lockstep_age = 0
-    if record:
+    if result.trajectory is not None:
         step = torch.arange(max_steps + 1, device=device)[:, None].minimum(taken[None, :])
-        everyone = torch.arange(n, device=device)
-        result.trajectory = {name: steps[step, everyone] for name, steps in result.trajectory.items()}
+        result.trajectory = result.trajectory[step, torch.arange(n, device=device)]
     return result

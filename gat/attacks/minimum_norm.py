@@ -193,7 +193,7 @@ class MinimumNorm(ImageAttack):
                     width=compute.width,
                     center={"pixels": before.images[todo]},
                     sync_every=compute.sync_every,
-                    record=record and search.attempts == 1,
+                    record=(lambda moved, _: moved["pixels"]) if record and search.attempts == 1 else None,
                 )
                 search.end(todo)
                 iterations[todo] += torch.where(case.distance[todo].isinf(), ascent.iterations, 0)
@@ -201,10 +201,9 @@ class MinimumNorm(ImageAttack):
                 nearer = ascent.fooled & (-ascent.loss < case.distance[todo])
                 case.nearest[todo[nearer]] = ascent.latents["pixels"][nearer]
                 case.distance[todo[nearer]] = -ascent.loss[nearer]
-                if record and search.attempts == 1:
-                    frames = ascent.trajectory["pixels"]
-                    trajectory = before.images.expand(len(frames), *before.images.shape).clone()
-                    trajectory[:, todo] = frames
+                if ascent.trajectory is not None:
+                    trajectory = before.images.expand(search.max_steps + 1, *before.images.shape).clone()
+                    trajectory[:, todo] = ascent.trajectory
             inside = case.distance <= (torch.inf if self.eps is None else self.eps)
             inside &= ~case.distance.isinf()
             found = torch.where(per_example(inside, images), case.nearest, before.images)

@@ -59,11 +59,13 @@ class TaskObjective:
         self.labels, self.targets, self.must_hit, self.autocast = labels, targets, must_hit, autocast
         self.loss: AnyLoss = loss or self._task_loss
         self.penalty = penalty
+        self.images: Images | None = None
 
     def __call__(self, latents: Latents, rows: Rows) -> tuple[PerExample, Verdicts]:
         with mixed_precision(self.labels.device, self.autocast):
             images = self.renderer(latents, rows)
             outputs = self.model(images)
+        self.images = images.detach()
         labels = self.labels[rows]
         targets = None if self.targets is None else self.targets[rows]
         ascended = self.loss.of(rows) if isinstance(self.loss, LossByExample) else self.loss
@@ -76,6 +78,11 @@ class TaskObjective:
             cost, allowed = self.penalty(latents, images, rows)
             loss, fooled = loss - cost, fooled & allowed
         return loss, fooled
+
+    def frames(self, latents: Latents, rows: Rows) -> Images:
+        """For `ascend` to record: images of the iterates it was just asked about, which it need not render again."""
+        assert self.images is not None, "asked for images before the loss"
+        return self.images.float()
 
     def _task_loss(self, outputs: Any, labels: Tensor, targets: Tensor | None) -> PerExample:
         return self.task.loss(outputs, labels) if targets is None else -self.task.loss(outputs, targets)

@@ -241,7 +241,7 @@ def run_attack(
                 sync_every=compute.sync_every,
                 gradient_scale=compute.gradient_scale,
                 use_gradient=use_gradient,
-                record=record,
+                record=objective.frames if record else None,
             )
             better = (ascent.fooled & ~fooled[todo]) | (ascent.loss > highest[todo])
             won = todo[better]
@@ -252,8 +252,9 @@ def run_attack(
             forwards[todo] += ascent.forwards
             backwards[todo] += ascent.backwards
             zero_gradients[todo] += ascent.zero_gradients
-            if record:
-                trajectory = _render_trajectory(renderer, ascent.trajectory, home, todo, compute.width)
+            if ascent.trajectory is not None:
+                trajectory = before.images.expand(max_steps + 1, *before.images.shape).clone()
+                trajectory[:, todo] = ascent.trajectory
         if record and trajectory is None:  # nobody was attacked: everyone stands still
             trajectory = before.images.expand(max_steps + 1, *before.images.shape)
         after = look(task, model, renderer, best, labels, compute.width, targets=targets)
@@ -303,18 +304,3 @@ def _distances(home: Latents, best: Latents, start_images: Tensor, images: Tenso
         offset = torch.cat(offsets, dim=1)
         distances[f"linf_{kind}"], distances[f"l2_{kind}"] = linf_norm(offset), l2_norm(offset)
     return distances
-
-
-@torch.no_grad()
-def _render_trajectory(
-    renderer: Renderer, trajectory: Latents, home: Latents, todo: Tensor, width: int
-) -> Float[Tensor, "t b c h w"]:
-    """Images of all iterates of all examples; those that were not attacked stand still."""
-    everyone = torch.arange(len(next(iter(home.values()))), device=todo.device)
-    frames = []
-    for t in range(len(next(iter(trajectory.values())))):
-        frame = {name: value.clone() for name, value in home.items()}
-        for name, value in trajectory.items():
-            frame[name][todo] = value[t]
-        frames.append(torch.cat([renderer(take(frame, rows), rows) for rows in everyone.split(width)]))
-    return torch.stack(frames)

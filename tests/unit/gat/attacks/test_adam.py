@@ -33,12 +33,12 @@ def test_every_example_moves_as_under_torchs_adam_through_changing_slots():
     """Two slots for five examples that finish at different times."""
     adam = Adam({"x": 0.5})
     for _ in range(2):  # an object may serve again
-        result = ascend(bowl, {"x": torch.zeros(5, 2)}, adam, 12, width=2, record=True)
+        result = ascend(bowl, {"x": torch.zeros(5, 2)}, adam, 12, width=2, record=lambda at, rows: at["x"])
         for example in range(5):
             taken = int(result.iterations[example])
             expected = torch_adam(example, taken)
             torch.testing.assert_close(
-                result.trajectory["x"][: taken + 1, example], expected, rtol=1e-5, atol=1e-5
+                result.trajectory[: taken + 1, example], expected, rtol=1e-5, atol=1e-5
             )
     assert len(result.iterations.unique()) >= 3
 

@@ -21,6 +21,10 @@ def linear(weights: Tensor, threshold: float = float("inf")):
     return objective
 
 
+def at_x(latents: Latents, rows: Tensor) -> Tensor:
+    return latents["x"]
+
+
 @pytest.fixture
 def weights() -> Tensor:
     return torch.randn(11, DIM)
@@ -112,19 +116,33 @@ def test_last_iterate_is_kept_when_asked(start):
         loss = torch.sin(7 * latents["x"]).sum(dim=1)
         return loss, torch.zeros(len(rows), dtype=torch.bool)
 
-    last = ascend(bumpy, start, Steps({"x": 0.3}), 7, stop_when_fooled=False, keep="last", record=True)
-    assert torch.equal(last.latents["x"], last.trajectory["x"][-1])
+    last = ascend(bumpy, start, Steps({"x": 0.3}), 7, stop_when_fooled=False, keep="last", record=at_x)
+    assert torch.equal(last.latents["x"], last.trajectory[-1])
 
 
 def test_the_trajectory_starts_at_the_start_and_rests_at_the_end(weights, start):
-    result = ascend(linear(weights, 1.0), start, Steps({"x": 0.1}), 6, width=3, record=True)
-    path = result.trajectory["x"]
+    result = ascend(linear(weights, 1.0), start, Steps({"x": 0.1}), 6, width=3, record=at_x)
+    path = result.trajectory
     assert torch.equal(path[0], start["x"])
     assert torch.equal(path[-1], result.latents["x"])
     for i, steps in enumerate(result.iterations.tolist()):
         assert (path[steps:, i] == path[steps, i]).all()
         moves = (path[1 : steps + 1, i] - path[:steps, i]).abs()
         torch.testing.assert_close(moves, torch.full_like(moves, 0.1))
+
+
+@pytest.mark.parametrize(("width", "sync_every"), [(1, 1), (3, 1), (3, 4), (64, 2)])
+def test_what_is_recorded_depends_neither_on_slots_nor_on_when_they_are_freed(
+    weights, start, width, sync_every
+):
+    def record(latents: Latents, rows: Tensor) -> Tensor:
+        return torch.cat([latents["x"], rows[:, None].float()], 1)  # each its own
+
+    move, loss = Steps({"x": 0.1}), linear(weights, 1.0)
+    result = ascend(loss, start, move, 6, width=width, sync_every=sync_every, record=record)
+    path = ascend(loss, start, move, 6, record=at_x).trajectory
+    assert torch.equal(result.trajectory[..., :-1], path)
+    assert (result.trajectory[..., -1] == torch.arange(11)).all()
 
 
 def test_zero_steps_only_look(weights, start):

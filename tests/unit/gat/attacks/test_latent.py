@@ -222,6 +222,22 @@ def test_an_example_stops_with_its_first_wrong_answer(space, latents, model, lab
     torch.testing.assert_close(outcome.trajectory[0], outcome.start_images)
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_recorded_images_are_what_fewer_steps_end_at(space, latents, model, labels, autocast):
+    compute = Compute(width=5, autocast=autocast)
+
+    def run(steps: int, record: bool = False):
+        attack = LatentAttack(
+            max_steps=steps, stop_when_fooled=False, step_size={"*": 0.01}
+        )  # every step gains
+        return attack.run(TASK, model, space, latents, labels, compute=compute, record=record)
+
+    frames = run(3, record=True).trajectory
+    for t in range(4):
+        torch.testing.assert_close(frames[t], run(t).images, rtol=0, atol=1e-5)
+    assert ((frames[1:] - frames[:-1]).abs().flatten(2).amax(2) > 1e-4).all()
+
+
 def test_the_width_of_the_batch_changes_no_verdict(space, latents, model, labels):
     attack = LatentAttack(max_steps=4)
     outcomes = [
