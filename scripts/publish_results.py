@@ -7,16 +7,14 @@ interval covers the choice of examples; the value of every seed stands beside it
 """
 
 import argparse
-import gzip
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gat.evaluation.records import read_records
+from gat.evaluation.records import archive_records, read_records
 from gat.report.statistics import by_cell, summarize
 from gat.report.tables import result_rows
 
@@ -74,12 +72,10 @@ def main() -> None:
     }  # fmt: skip
     write(args.out / "table.json", json.dumps(table, indent=1) + "\n")
     write(args.out / "table.md", markdown(rows))
-    with gzip.GzipFile(args.out / "records.jsonl.gz", "wb", mtime=0) as file:
-        for seed, records in zip(seeds, per_seed, strict=True):
-            for record in records:
-                if record.attack == "none":
-                    continue  # clean images of a whole test set would be most of the file
-                file.write((json.dumps({"seed": seed, **asdict(record)}) + "\n").encode())
+    archive_records(
+        args.out / "records.jsonl.gz",
+        ((seed, record) for seed, records in zip(seeds, per_seed, strict=True) for record in records),
+    )
     print(markdown(rows))
 
 

@@ -15,6 +15,7 @@ A run folder, or the folder of an evaluation of several runs, holds
     report.html, report.json, report.md, figures/, tables/
 """
 
+import gzip
 import json
 import os
 from collections.abc import Iterable
@@ -126,8 +127,23 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
         for record in records:
-            file.write(json.dumps({k: v for k, v in vars(record).items() if v is not None}) + "\n")
+            file.write(_line(record))
     os.replace(temporary, path)
+
+
+def archive_records(path: Path, records: Iterable[tuple[int, Record]]) -> None:
+    """Of attacked images, each with its run's `seed`: gzipped for publishing, the same bytes for the same records, atomically. Clean
+    images of whole test sets would be most of the file."""
+    temporary = path.with_name(path.name + ".tmp")
+    with gzip.GzipFile(temporary, "wb", mtime=0) as file:
+        for seed, record in records:
+            if record.attack != "none":
+                file.write(_line(record, seed=seed).encode())
+    os.replace(temporary, path)
+
+
+def _line(record: Record, **more: int) -> str:
+    return json.dumps(more | {k: v for k, v in vars(record).items() if v is not None}) + "\n"
 
 
 def read_records(path: Path) -> list[Record]:

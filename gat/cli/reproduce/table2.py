@@ -1,7 +1,6 @@
 """Table 2: every defence against every attack. Under runs/<name>/ each seed has a folder with one run per row, that every other
 command reads, and one with the records of all rows."""
 
-import gzip
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from gat.cli.compose import BASE, ORIGINAL, RunConfig, check_same_run, open_run,
 from gat.cli.evaluate import JUDGE, judge_together, models_of, suite_words
 from gat.cli.train import train_models
 from gat.config import Config, load
-from gat.evaluation.records import read_records, write_records
+from gat.evaluation.records import archive_records, read_records, write_records
 from gat.evaluation.suites import Protocol, suite
 from gat.report import write_report
 from gat.report.folder import read_run
@@ -166,34 +165,38 @@ def publish(config: Table2Config, target: Path, command: str) -> Path:
     texts = []
     pairs: dict[str, list[dict[str, Any]]] = {}
     champion = "gat" if "gat" in config.rows else next(iter(config.rows))
-    with gzip.GzipFile(target / "records.jsonl.gz", "wb", mtime=0) as file:
-        for protocol in config.protocols:
-            pooled = compute(read_run(config.folder / protocol))
-            single = {
-                seed: _rows(compute(read_run(config.judged_folder(protocol, seed))), [seed])
-                for seed in config.seeds
-            }
-            found = _rows(pooled, list(config.seeds))
-            for row in found:
-                same = [r for rows_of_seed in single.values() for r in rows_of_seed if _cell(r) == _cell(row)]
-                row["per_seed"] = [round(r["value"], 4) for r in same]
-            rows += found
-            facts = pooled.folder.provenance or {}
-            protocols |= facts.get("protocols", {})
-            texts.append(f"## Protocol {protocol}\n\n{table_of(found, pooled)}")
-            shared = unseen_by_both(pooled, champion)
-            if shared:
-                texts.append(
-                    f"### {champion} and the others, protocol {protocol}\n\n{shared_table(shared, champion)}"
-                )
-            pairs[protocol] = [
-                {"model": champion, **asdict(pair), "columns": [column.attack for column in pair.columns]}
-                for pair in shared
-            ]
-            for seed in config.seeds:
-                for record in read_records(config.judged_folder(protocol, seed) / "records.jsonl"):
-                    if record.attack != "none":  # clean images of a whole test set would be most of the file
-                        file.write((json.dumps({"seed": seed, **asdict(record)}) + "\n").encode())
+    for protocol in config.protocols:
+        pooled = compute(read_run(config.folder / protocol))
+        single = {
+            seed: _rows(compute(read_run(config.judged_folder(protocol, seed))), [seed])
+            for seed in config.seeds
+        }
+        found = _rows(pooled, list(config.seeds))
+        for row in found:
+            same = [r for rows_of_seed in single.values() for r in rows_of_seed if _cell(r) == _cell(row)]
+            row["per_seed"] = [round(r["value"], 4) for r in same]
+        rows += found
+        facts = pooled.folder.provenance or {}
+        protocols |= facts.get("protocols", {})
+        texts.append(f"## Protocol {protocol}\n\n{table_of(found, pooled)}")
+        shared = unseen_by_both(pooled, champion)
+        if shared:
+            texts.append(
+                f"### {champion} and the others, protocol {protocol}\n\n{shared_table(shared, champion)}"
+            )
+        pairs[protocol] = [
+            {"model": champion, **asdict(pair), "columns": [column.attack for column in pair.columns]}
+            for pair in shared
+        ]
+    archive_records(
+        target / "records.jsonl.gz",
+        (
+            (seed, record)
+            for protocol in config.protocols
+            for seed in config.seeds
+            for record in read_records(config.judged_folder(protocol, seed) / "records.jsonl")
+        ),
+    )
     table = {
         "command": command,
         "config": json.loads(config.model_dump_json(exclude={"out"})),

@@ -1,5 +1,6 @@
 """Records: what they say is true, none is made twice, and a lost part comes back the same."""
 
+import gzip
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -15,7 +16,15 @@ from gat.evaluation.evaluate import evaluate
 from gat.evaluation.gallery import GallerySettings, make_gallery, pictures_of
 from gat.evaluation.judge import read_pictures
 from gat.evaluation.plan import EvaluationSettings, at_scale, cells, fingerprint, protocol_id, protocols
-from gat.evaluation.records import Record, budget, control, controlled, read_records, write_records
+from gat.evaluation.records import (
+    Record,
+    archive_records,
+    budget,
+    control,
+    controlled,
+    read_records,
+    write_records,
+)
 from gat.training.methods import Tools
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
@@ -235,6 +244,20 @@ def test_records_survive_the_file(tmp_path, finished):
     write_records(tmp_path / "r.jsonl", records)
     assert read_records(tmp_path / "r.jsonl") == records
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_an_archive_holds_attacked_images_of_every_seed_and_is_the_same_again(tmp_path, finished):
+    _, records = finished
+    for name in ("a.gz", "b.gz"):
+        (tmp_path / name).mkdir()
+        archive_records(tmp_path / name / "r.gz", ((seed, r) for seed in (3, 5) for r in records))
+    packed = [(tmp_path / name / "r.gz").read_bytes() for name in ("a.gz", "b.gz")]
+    assert packed[0] == packed[1]
+    rows = [json.loads(line) for line in gzip.decompress(packed[0]).splitlines()]
+    attacked = [r for r in records if r.attack != "none"]
+    assert [row.pop("seed") for row in rows] == [3] * len(attacked) + [5] * len(attacked)
+    assert [Record(**row) for row in rows] == attacked * 2
+    assert 0 < len(attacked) < len(records)
 
 
 @pytest.mark.parametrize("bad", ["{", '{"model": "x"}', '{"colour": 1}', "[1]"])
