@@ -10,7 +10,6 @@ said of others.
 """
 
 import hashlib
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -21,10 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from generators.checkpoint_file import check_destination, format_of, is_safetensors, read_file, write_file
 from generators.spade.config import UPSAMPLINGS, SPADEConfig
 from generators.spade.networks import Generator
 
@@ -71,12 +69,8 @@ def is_spade(path: Path | str) -> bool:
         return False
     with path.open("rb") as file:
         head = file.read(64)
-    if _is_safetensors(head):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                return (tensors.metadata() or {}).get("gat_format", "").startswith("spade/")
-        except SafetensorError:
-            return False
+    if is_safetensors(head):
+        return (format_of(path) or "").startswith("spade/")
     try:
         return head.startswith(TORCH_FILES) and TELLTALE in _state_dict(path)
     except ValueError:
@@ -102,7 +96,7 @@ def read_checkpoint(path: Path | str, settings: Mapping[str, Any] | None = None)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        if _is_safetensors(head):
+        if is_safetensors(head):
             return _read_safetensors(path, settings or {})
         if not head.startswith(TORCH_FILES):
             raise ValueError("neither a torch.save file nor safetensors")
@@ -132,12 +126,7 @@ def convert(
         ValueError: see `read_checkpoint`.
     """
     destination = Path(destination)
-    if destination.suffix != ".safetensors":
-        raise ValueError(f"wanted a destination ending in .safetensors, got {destination}")
-    if destination.exists() and not overwrite:
-        raise FileExistsError(f"{destination} exists already; nothing was written")
-    if not destination.parent.is_dir():
-        raise ValueError(f"there is no folder {destination.parent} to write {destination.name} into")
+    check_destination(destination, overwrite)
     checkpoint = read_checkpoint(source, settings)
     write_safetensors(destination, checkpoint)
     return checkpoint
@@ -149,57 +138,15 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: the tensors do not fit the config, or did not come back as written.
     """
-    tensors = {
-        f"generator/{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in check_fit(checkpoint.generator, checkpoint.config).items()
-    }
-    header = {"gat_format": FORMAT, "config": checkpoint.config.model_dump_json()}
-    if taken := header.keys() & checkpoint.metadata.keys():
-        raise ValueError(
-            f"the metadata may not have the keys {', '.join(sorted(taken))}: they describe the format"
-        )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # that of any new file here; safetensors lets nobody but the owner read
-        save_file(tensors, temporary, checkpoint.metadata | header)
-        temporary.chmod(mode)
-        written = _read_safetensors(temporary, {}).generator
-        if not all(
-            torch.equal(tensor, written[name.removeprefix("generator/")]) for name, tensor in tensors.items()
-        ):
-            raise ValueError(f"{path} did not read back as it was written; is the disk full or failing?")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return head[8:9] == b"{" and head[7:8] == b"\0"
+    networks = {"generator": check_fit(checkpoint.generator, checkpoint.config)}
+    write_file(path, FORMAT, checkpoint.config, networks, checkpoint.metadata)
 
 
 def _read_safetensors(path: Path, settings: Mapping[str, Any]) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(f"not a complete safetensors file: {error}") from None
-    found = metadata.pop("gat_format", None)
-    if found != FORMAT:
-        raise ValueError(f"format {found!r}, wanted {FORMAT!r}: a SPADE generator that `gat convert` wrote")
+    config, networks, metadata = read_file(path, FORMAT, SPADEConfig, ["generator"])
     if settings:
-        raise ValueError(f"settings are for official files; this one has its own: {metadata.get('config')}")
-    try:
-        config = SPADEConfig.model_validate_json(metadata.pop("config", ""))
-    except ValidationError as error:
-        raise ValueError(f"no valid config in the header: {error}") from None
-    if foreign := sorted(name for name in tensors if not name.startswith("generator/")):
-        raise ValueError(f"tensors of something unknown: {', '.join(foreign[:5])}")
-    named = {name.removeprefix("generator/"): tensor for name, tensor in tensors.items()}
-    return Checkpoint(config, check_fit(named, config), metadata)
+        raise ValueError(f"settings are for official files; this one has its own: {config.model_dump_json()}")
+    return Checkpoint(config, check_fit(networks["generator"], config), metadata)
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
+from generators.checkpoint_file import check_destination, is_safetensors
 from generators.stylegan2.checkpoints import nvidia, rosinality, tensorflow
 from generators.stylegan2.checkpoints.layout import Checkpoint
 from generators.stylegan2.checkpoints.restricted_pickle import (
@@ -62,7 +63,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {"source_file": path.name, "source_sha256": sha256}
     try:
-        if head[8:9] == b"{" and head[7:8] == b"\0":
+        if is_safetensors(head):
             return read_safetensors(path)
         if head.startswith((ZIP, LEGACY_TORCH)):
             return _from_torch_file(path, metadata)
@@ -91,12 +92,7 @@ def convert(source: Path | str, destination: Path | str, overwrite: bool = False
         ValueError: see `read_checkpoint`.
     """
     destination = Path(destination)
-    if destination.suffix != ".safetensors":
-        raise ValueError(f"wanted a destination ending in .safetensors, got {destination}")
-    if destination.exists() and not overwrite:
-        raise FileExistsError(f"{destination} exists already; nothing was written")
-    if not destination.parent.is_dir():
-        raise ValueError(f"there is no folder {destination.parent} to write {destination.name} into")
+    check_destination(destination, overwrite)
     checkpoint = read_checkpoint(source)
     write_safetensors(destination, checkpoint)
     return checkpoint

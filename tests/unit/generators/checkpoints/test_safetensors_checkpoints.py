@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from generators import checkpoint_file
 from generators.stylegan2.checkpoints import (
     Checkpoint,
     convert,
     read_checkpoint,
-    safetensors_format,
     write_safetensors,
 )
 from generators.stylegan2.config import StyleGAN2Config
@@ -116,7 +116,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_debris(
     def half_written(tensors: Any, file: Path, metadata: Any) -> None:
         file.write_bytes(before[: len(before) // 2])
 
-    monkeypatch.setattr(safetensors_format, "save_file", half_written)
+    monkeypatch.setattr(checkpoint_file, "save_file", half_written)
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         write_safetensors(path, checkpoint)
     assert path.read_bytes() == before
