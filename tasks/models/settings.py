@@ -1,11 +1,12 @@
 """Settings that every model has, and the last steps of building one."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import BaseModel, PositiveFloat
+from pydantic import BaseModel, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from gat.outputs import check_classifier_outputs, check_segmenter_outputs
@@ -69,6 +70,34 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
         if self.weights is not None:
             load_weights(model, self.weights, num_classes, ignored)
         return model
+
+
+class LibraryConfig(NetworkConfig, frozen=True, extra="forbid"):
+    """Settings of a network that a library builds, and has weights for.
+
+    Attributes:
+        arch: The library's name of it.
+        pretrained: Start from the library's weights, with new last layers for other classes; downloaded on first use.
+        resize: Side in pixels the network gets its images in, whatever their size. None leaves them alone.
+    """
+
+    arch: str
+    pretrained: bool = False
+    resize: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights both say where to start from; set one of them")
+        return self
+
+
+def check_known(name: str, known: Sequence[str], refusal: str, most: int = 3) -> None:
+    """Raises ValueError, `refusal` with the name and at `most` names near it, or else all, if it is not a known one."""
+    if name not in known:
+        near = get_close_matches(name.lower(), known, n=most)
+        hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
+        raise ValueError(f"{refusal} {name!r}; {hint}")
 
 
 def check_num_classes(num_classes: int) -> None:

@@ -1,19 +1,18 @@
 """Any segmenter of segmentation-models-pytorch, by its names."""
 
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator
 
 from tasks.models.errors import one_line
 from tasks.models.normalized import Normalized
-from tasks.models.settings import NetworkConfig, check_num_classes, try_out
+from tasks.models.settings import LibraryConfig, check_known, check_num_classes, try_out
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class SMPConfig(NetworkConfig, frozen=True, extra="forbid"):
+class SMPConfig(LibraryConfig, frozen=True, extra="forbid"):
     """A network of segmentation-models-pytorch (https://github.com/qubvel-org/segmentation_models.pytorch), an optional dependency.
 
     Attributes:
@@ -28,20 +27,14 @@ class SMPConfig(NetworkConfig, frozen=True, extra="forbid"):
 
     task: ClassVar[str] = "segmentation"
     name: Literal["smp"] = "smp"
-    arch: str
     encoder: str = "resnet18"
-    pretrained: bool = False
-    resize: PositiveInt | None = None
     options: dict[str, Any] = {}
 
     @field_validator("arch")
     @classmethod
     def _arch_is_known(cls, arch: str) -> str:
         known = list(library().MODEL_ARCHITECTURES_MAPPING)
-        if arch not in known:
-            near = get_close_matches(arch.lower(), known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
-            raise ValueError(f"segmentation-models-pytorch has no architecture {arch!r}; {hint}")
+        check_known(arch, known, "segmentation-models-pytorch has no architecture")
         return arch
 
     @field_validator("encoder")
@@ -55,16 +48,8 @@ class SMPConfig(NetworkConfig, frozen=True, extra="forbid"):
         else:
             found = encoder in known
         if not found:
-            near = get_close_matches(encoder.lower(), known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
-            raise ValueError(f"segmentation-models-pytorch has no encoder {encoder!r}; {hint}")
+            check_known(encoder, known, "segmentation-models-pytorch has no encoder")
         return encoder
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "SMPConfig":
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both say where to start from; set one of them")
-        return self
 
     def build(self, num_classes: int, image_size: int) -> Normalized:
         """The network, shown one image; logits [b, num_classes, h, w].

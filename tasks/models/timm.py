@@ -3,15 +3,15 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator
 from torch import nn
 
 from tasks.models.errors import one_line
 from tasks.models.normalized import Normalized
-from tasks.models.settings import NetworkConfig, check_num_classes, try_out
+from tasks.models.settings import LibraryConfig, check_num_classes, try_out
 
 
-class TimmConfig(NetworkConfig, frozen=True, extra="forbid"):
+class TimmConfig(LibraryConfig, frozen=True, extra="forbid"):
     """A network of timm (https://github.com/huggingface/pytorch-image-models).
 
     Attributes:
@@ -27,11 +27,8 @@ class TimmConfig(NetworkConfig, frozen=True, extra="forbid"):
     """
 
     name: Literal["timm"] = "timm"
-    arch: str
-    pretrained: bool = False
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
     stem_stride: PositiveInt | None = None
-    resize: PositiveInt | None = None
     options: dict[str, Any] = {}
 
     @field_validator("arch")
@@ -48,12 +45,6 @@ class TimmConfig(NetworkConfig, frozen=True, extra="forbid"):
         if tag and tag not in tags:
             raise ValueError(f"timm has no weights {tag!r} of {name}; on offer: {', '.join(tags) or 'none'}")
         return arch
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TimmConfig":
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both say where to start from; set one of them")
-        return self
 
     def build(self, num_classes: int, image_size: int) -> Normalized:
         """The network, shown one image.

@@ -1,15 +1,14 @@
 """Any classifier of torchvision, by its name."""
 
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from torch import nn
 from torchvision import models
 
 from tasks.models.errors import one_line
 from tasks.models.normalized import Normalized
-from tasks.models.settings import CENTRED, NetworkConfig, check_num_classes, try_out
+from tasks.models.settings import CENTRED, LibraryConfig, check_known, check_num_classes, try_out
 
 # Networks with auxiliary heads return a tuple in train mode only; they are built without, as every loss here
 # is of the main head. Their weights come from TensorFlow and want images in [-1, 1]; torchvision converts
@@ -17,7 +16,7 @@ from tasks.models.settings import CENTRED, NetworkConfig, check_num_classes, try
 AUXILIARY_HEADS = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
 
 
-class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
+class TorchvisionConfig(LibraryConfig, frozen=True, extra="forbid"):
     """A network of torchvision.models, for example Inception-v3, the classifier of the GAT paper.
 
     Attributes:
@@ -31,19 +30,13 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
     """
 
     name: Literal["torchvision"] = "torchvision"
-    arch: str
-    pretrained: bool = False
-    resize: PositiveInt | None = None
     options: dict[str, Any] = {}
 
     @field_validator("arch")
     @classmethod
     def _arch_is_known(cls, arch: str) -> str:
         known = models.list_models(module=models)
-        if arch not in known:
-            near = get_close_matches(arch.lower(), known, n=5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
-            raise ValueError(f"torchvision has no classifier {arch!r}; {hint}")
+        check_known(arch, known, "torchvision has no classifier", most=5)
         return arch
 
     @model_validator(mode="after")
@@ -54,12 +47,6 @@ class TorchvisionConfig(NetworkConfig, frozen=True, extra="forbid"):
                 f"options of {self.arch} cannot set {', '.join(taken)}: it is built without auxiliary heads, and "
                 "images are normalised before it (mean, std)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TorchvisionConfig":
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both say where to start from; set one of them")
         return self
 
     def build(self, num_classes: int, image_size: int) -> Normalized:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -24,7 +24,7 @@ from tasks.detection import Candidates, Objects, countable
 from tasks.models.detectors import px_per_px, repeatable, try_out_detector
 from tasks.models.errors import one_line
 from tasks.models.normalized import Normalized
-from tasks.models.settings import NetworkConfig
+from tasks.models.settings import LibraryConfig, check_known
 from tasks.models.weights import load_weights
 
 Target = dict[str, Tensor]  # "boxes" [m, 4] in px of the network, "labels" [m] from 1; 0 is the background
@@ -33,7 +33,7 @@ _STRIDE_PX = 32  # torchvision pads images to multiples of it, except for SSD, w
 _FIXED_SIZES_PX = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
 
 
-class TorchvisionDetectionConfig(NetworkConfig, frozen=True, extra="forbid"):
+class TorchvisionDetectionConfig(LibraryConfig, frozen=True, extra="forbid"):
     """A network of torchvision.models.detection: RetinaNet, FCOS, SSD or Faster R-CNN.
 
     Its losses are torchvision's, of every image by itself. Images are not resized on the way in, unless asked.
@@ -52,9 +52,6 @@ class TorchvisionDetectionConfig(NetworkConfig, frozen=True, extra="forbid"):
 
     task: ClassVar[str] = "detection"
     name: Literal["torchvision_detection"] = "torchvision_detection"
-    arch: str
-    pretrained: bool = False
-    resize: PositiveInt | None = None
     options: dict[str, Any] = {}
 
     @field_validator("arch")
@@ -65,17 +62,8 @@ class TorchvisionDetectionConfig(NetworkConfig, frozen=True, extra="forbid"):
             for name in models.list_models(module=models.detection)
             if not name.startswith(("maskrcnn", "keypointrcnn"))  # these want more than boxes
         ]
-        if arch not in known:
-            near = get_close_matches(arch.lower(), known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
-            raise ValueError(f"torchvision has no detector of boxes alone {arch!r}; {hint}")
+        check_known(arch, known, "torchvision has no detector of boxes alone")
         return arch
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TorchvisionDetectionConfig":
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both say where to start from; set one of them")
-        return self
 
     def build(self, num_classes: int, image_size: int) -> "TorchvisionDetector":
         """The network, shown one image.

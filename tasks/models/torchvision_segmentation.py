@@ -1,19 +1,18 @@
 """Any segmenter of torchvision, by its name."""
 
-from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator
 from torchvision import models
 
 from tasks.models.normalized import Normalized
-from tasks.models.settings import NetworkConfig, check_num_classes, try_out
+from tasks.models.settings import LibraryConfig, check_known, check_num_classes, try_out
 from tasks.models.torchvision import load_trained
 
 AUXILIARY_HEAD = "aux_classifier."
 
 
-class TorchvisionSegmentationConfig(NetworkConfig, frozen=True, extra="forbid"):
+class TorchvisionSegmentationConfig(LibraryConfig, frozen=True, extra="forbid"):
     """A network of torchvision.models.segmentation, built without its auxiliary head.
 
     Attributes:
@@ -28,25 +27,13 @@ class TorchvisionSegmentationConfig(NetworkConfig, frozen=True, extra="forbid"):
 
     task: ClassVar[str] = "segmentation"
     name: Literal["torchvision_segmentation"] = "torchvision_segmentation"
-    arch: str
-    pretrained: bool = False
-    resize: PositiveInt | None = None
 
     @field_validator("arch")
     @classmethod
     def _arch_is_known(cls, arch: str) -> str:
         known = models.list_models(module=models.segmentation)
-        if arch not in known:
-            near = get_close_matches(arch.lower(), known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"on offer: {', '.join(known)}"
-            raise ValueError(f"torchvision has no segmenter {arch!r}; {hint}")
+        check_known(arch, known, "torchvision has no segmenter")
         return arch
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TorchvisionSegmentationConfig":
-        if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights both say where to start from; set one of them")
-        return self
 
     def build(self, num_classes: int, image_size: int) -> Normalized:
         """The network, shown one image; logits [b, num_classes, h, w] of the size of the images.
