@@ -25,13 +25,6 @@ hypothesis.settings.register_profile("gat", deadline=None, derandomize=True, pri
 hypothesis.settings.load_profile("gat")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same global random numbers for every test, whatever ran before it."""

@@ -19,7 +19,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,16 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def archive_records(path: Path, records: Iterable[tuple[int, Record]]) -> None:
-    """Of attacked images, each with its run's `seed`: gzipped for publishing, the same bytes for the same records, atomically. Clean
-    images of whole test sets would be most of the file."""
+    """What published tables are made from: the records of attacked images, each with its run's `seed`, gzipped, the same bytes for the
+    same records, atomically. Clean images of whole test sets and distances, which no table reads, would be most of the file;
+    losses keep 4 decimals."""
     temporary = path.with_name(path.name + ".tmp")
     with gzip.GzipFile(temporary, "wb", mtime=0) as file:
         for seed, record in records:
             if record.attack != "none":
-                file.write(_line(record, seed=seed).encode())
+                file.write(
+                    _line(replace(record, distances={}, loss=round(record.loss, 4)), seed=seed).encode()
+                )
     os.replace(temporary, path)
 
 

@@ -1,5 +1,6 @@
 """Any detector of torchvision that finds boxes alone, by its name."""
 
+from abc import ABC, abstractmethod
 from difflib import get_close_matches
 from functools import cached_property
 from inspect import Parameter, signature
@@ -201,7 +202,7 @@ class _OneStage(NamedTuple):
     network: Any
 
 
-class OneStage(_OneStage):
+class OneStage(_OneStage, ABC):
     """Outputs of RetinaNet, FCOS or SSD; `tasks.detection.DetectorOutputs`."""
 
     def losses(self, labels: Objects) -> PerExample:
@@ -222,13 +223,13 @@ class OneStage(_OneStage):
         boxes = clip(boxes, boxes.new_tensor([width, height]))
         return Candidates(boxes * self.scale, scores[..., 1:])
 
+    @abstractmethod
     def _losses(self, head: dict[str, Tensor], target: Target) -> dict[str, Tensor]:
         """Of one image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answers(self) -> tuple[Float[Tensor, "b n 4"], Float[Tensor, "b n k"]]:
         """Boxes in px of the network, scores of the background and the classes."""
-        raise NotImplementedError
 
     def _decoded(self) -> Float[Tensor, "b n 4"]:
         """Boxes of the heads that say shifts and scales of anchors."""
