@@ -109,11 +109,11 @@ class GAT(Method):
         found = self._fool(tools, model, space, conditions, start_labels, ids, key)
         usable = found.success if self.only_fooling else found.attacked
         facts: dict[str, Any] = {
-            "fooled_share": float(found.success.float().mean()),
+            "fooled_share": float(found.success.float().sum() / max(len(found.success), 1)),
             "iterations": float(found.iterations[found.success].float().mean())
             if found.success.any()
             else 0.0,
-            "score": float(found.score.mean()),
+            "score": float(found.score.sum() / max(len(found.score), 1)),
         }
         start_labels = start_labels[found.rows]
         if self.oracle_filter:
