@@ -77,6 +77,19 @@ def test_starts_that_are_wrong_already_are_never_used(tools, batch):
     assert (labels == 1).all()
 
 
+@pytest.mark.parametrize("train_on", ["final", "trajectory", "iterates"])
+def test_a_step_without_a_single_usable_start_teaches_clean_images_and_reports_numbers(
+    tools, batch, train_on
+):
+    images, labels = batch[0], torch.zeros_like(batch[1])
+    method = GAT(attack=LatentAttack(stop_when_fooled=False), rotation=(("all", "both"),), train_on=train_on)
+    lesson = method.lesson(tools, Always(1), Batch(images, labels), 0)
+    assert torch.equal(lesson.images, images)
+    assert dict(lesson.facts) == dict.fromkeys(
+        ("fooled_share", "iterations", "score", "adversarial_share"), 0
+    )
+
+
 def test_a_model_that_cannot_be_fooled_is_taught_clean_images_only(tools, batch):
     lesson = GAT().lesson(tools, Always(1), Batch(*batch), 0)
     assert len(lesson.images) == lesson.num_clean == N
