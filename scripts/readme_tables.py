@@ -1,0 +1,226 @@
+"""Write the tables of README.md from results/: nobody types a measured number into a table.
+
+    python scripts/readme_tables.py             # writes
+    python scripts/readme_tables.py --check     # fails where README.md says something else than results/
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the names are those of `TABLES`.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fashion_gat(results: Path) -> str:
+    return (results / "fashion_gat/table.md").read_text()
+
+
+def fashion_gat_narrow(results: Path) -> str:
+    """Both networks under both sizes of steps; `gat-large` of one is `gat` of the other."""
+    wide, narrow = (
+        _by(_read(results, name), "attack", "model", "metric")
+        for name in ("fashion_gat", "fashion_gat_narrow")
+    )
+    lines = []
+    for title, in_wide, in_narrow in (
+        ("clean, real images", "clean", "clean"),
+        ("`gat`, steps of 0.1 and 0.6", "gat", None),
+        ("`gat`, steps of 0.12 and 0.8", "gat-large", "gat"),
+        ("`gat-all`", "gat-all", "gat-all"),
+        ("`gat-all-loss`", "gat-all-loss", "gat-all-loss"),
+        ("PGD 8/255, real images", "pgd-linf-8/255", "pgd-linf-8/255"),
+    ):
+        cells = [
+            _seeds(rows[attack, model, "accuracy"]) if attack else ""
+            for rows, attack in ((wide, in_wide), (narrow, in_narrow))
+            for model in ("original", "gat")
+        ]
+        lines.append([title, *cells])
+    return _table(["attack", "original, 0.60 M", "gat, 0.60 M", "original, 0.15 M", "gat, 0.15 M"], lines)
+
+
+def table1(results: Path) -> str:
+    found = _read(results, "table1")
+    ours = {(row["task"], row["model"], row["attack"] == "clean"): _range(row) for row in found["rows"]}
+    paper: dict[tuple[str, str, bool], list[str]] = {}
+    for row in found["paper"]:
+        paper.setdefault((row["task"], row["model"], row["attack"] == "clean"), []).append(
+            _percent(row["value"])
+        )
+    columns = [
+        (task, clean) for task in ("classification", "segmentation", "detection") for clean in (True, False)
+    ]
+    lines = [
+        [title, *(ours[task, model, clean] for task, clean in columns)] for title, model in _TABLE1_MODELS
+    ]
+    lines += [
+        [f"*paper, {model}*", *(f"*{' / '.join(paper[task, model, clean])}*" for task, clean in columns)]
+        for _, model in _TABLE1_MODELS
+    ]
+    header = [
+        "model",
+        "classification, clean",
+        "attacked",
+        "segmentation, clean",
+        "attacked",
+        "detection AP, clean",
+        "attacked",
+    ]
+    return _table(header, lines)
+
+
+def table1_others(results: Path) -> str:
+    rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
+    titles = {
+        "gat-start": "renderings, not attacked",
+        "gat-small": "GAT, smaller steps",
+        "gat-large": "GAT, larger steps",
+        "gat-all": "GAT, all layers, loss",
+        "pgd-linf-8/255": "PGD 8/255",
+        "segpgd-linf-8/255": "SegPGD 8/255",
+        "spatial": "spatial",
+        "recolor": "recolor",
+    }
+    scenes = ("segmentation", "detection")
+    lines = []
+    for attack, title in titles.items():
+        cells = [rows.get((task, attack, model)) for task in scenes for _, model in _TABLE1_MODELS]
+        if any(cells):
+            lines.append([title, *(_percent(row["value"]) if row else "" for row in cells)])
+    return _table(["attack", "segmenter, original", "gat", "detector, original", "gat"], lines)
+
+
+def table2(results: Path) -> str:
+    """The strict protocol, without the spread over seeds."""
+    return re.sub(r" \([\d.]+-[\d.]+\)", "", _first_table(results / "table2/table.md", "## Protocol strict"))
+
+
+def table2_pairs(results: Path) -> str:
+    return _first_table(results / "table2/table.md", "### gat and the others, protocol strict")
+
+
+def bench_attack(results: Path) -> str:
+    found = _read(results, "bench_attack")
+    ideas = _by({"rows": found["ideas"]}, "name", "model")
+    models = ("undefended", "trained")
+    lines = [["ours / straightforward", *(f"**{found[f'ratio_{model}']:.1f}**" for model in models)]]
+    for title, idea in (
+        ("gradients of latents only", "gradients of latents only"),
+        (
+            "shared kernels with demodulation tables (per-example ones are slow on CPUs)",
+            "shared kernels, demodulation tables",
+        ),
+        ("finished examples leave, slots refill", "finished examples leave, slots refill"),
+        ("channels-last memory layout", "channels_last"),
+        ("fine layers resume behind the others", "prefix reuse"),
+    ):
+        lines.append([title, *(f"{ideas[idea, model]['ratio_to_previous']:.1f}" for model in models)])
+    lines.append(
+        [
+            "share of the measured matmul peak",
+            *(f"{100 * found[f'peak_fraction_{model}']:.0f} %" for model in models),
+        ]
+    )
+    return _table(["adversarial examples", *models], lines)
+
+
+def bench_peers(results: Path) -> str:
+    """Beside the fastest peer in speed and the strongest in accuracy."""
+    contests: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for contest in _read(results, "bench_peers")["contests"]:
+        contests.setdefault(contest["attack"], {}).setdefault(contest["model"], []).append(contest)
+    lines = []
+    for attack, models in contests.items():
+        line = [attack]
+        for model in ("undefended", "trained"):
+            fastest = min(models[model], key=lambda contest: float(contest["ratio"]))
+            left = min(float(contest["peer_accuracy"]) for contest in models[model])
+            line += [
+                f"{fastest['ratio']:.3g} ({fastest['peer']})",
+                f"{100 * fastest['ours_accuracy']:.0f} / {100 * left:.0f}",
+            ]
+        lines.append(line)
+    return _table(["attack", "undefended, x faster", "accuracy %", "trained, x faster", "accuracy %"], lines)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "fashion_gat": fashion_gat,
+    "fashion_gat_narrow": fashion_gat_narrow,
+    "table1": table1,
+    "table1_others": table1_others,
+    "table2": table2,
+    "table2_pairs": table2_pairs,
+    "bench_attack": bench_attack,
+    "bench_peers": bench_peers,
+}
+
+_TABLE1_MODELS = (("original", "original"), ("gat", "trained"))
+
+
+def fill(text: str, results: Path) -> str:
+    """`text` with every table in it as `results` has it.
+
+    Raises:
+        ValueError: for a table nobody knows, or one of `TABLES` that is nowhere.
+    """
+    names = [match["name"] for match in BLOCK.finditer(text)]
+    if sorted(names) != sorted(TABLES):
+        raise ValueError(f"README.md has the tables {sorted(names)}, it should have {sorted(TABLES)}")
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match['name']](results).strip()}\n{match[3]}", text)
+
+
+def _read(results: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((results / name / "table.json").read_text())
+    return found
+
+
+def _by(table: dict[str, Any], *keys: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    return {tuple(row[key] for key in keys): row for row in table["rows"]}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _range(row: dict[str, Any]) -> str:
+    return f"{_percent(row['value'])} ({_percent(row['low'])}-{_percent(row['high'])})"
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    return f"{_percent(row['value'])} ({', '.join(map(_percent, row['per_seed']))})"
+
+
+def _table(header: list[str], lines: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def _first_table(file: Path, heading: str) -> str:
+    lines = file.read_text().partition(f"{heading}\n")[2].strip().splitlines()
+    return "\n".join(
+        lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    readme = REPOSITORY / "README.md"
+    before = readme.read_text()
+    after = fill(before, REPOSITORY / "results")
+    if args.check and before != after:
+        raise SystemExit("README.md and results/ differ; run python scripts/readme_tables.py")
+    if not args.check:
+        readme.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
