@@ -4,9 +4,9 @@
     python scripts/bench_attack.py --run runs/quickstart --json > bench.json
 
 Both loops start from the same latents, take the same steps on the same classifiers (a run's undefended and trained one) and
-are asked for the same thing: examples that fool. The straightforward loop is written below as one would write it first. Ours
-is `LatentAttack`, with its looks before and after and all its bookkeeping. In between stand the ideas that make the
-difference, added one at a time; each is measured against the one before.
+are asked for the same thing: examples that fool. The straightforward loop (`straightforward_loop.py`) is written as one would
+write it first. Ours is `LatentAttack`, with its looks before and after and all its bookkeeping. In between stand the ideas that
+make the difference, added one at a time; each is measured against the one before.
 
 A rate is fooled examples / (median seconds per example asked for * examples asked for). Measurements take turns, so that
 a disturbance hits all alike. What runs all steps on all examples takes a share of them in each repeat, the others take all.
@@ -14,162 +14,40 @@ a disturbance hits all alike. What runs all steps on all examples takes a share 
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
+from measuring import (
+    AGREE_WITHIN,
+    MODELS,
+    REPOSITORY,
+    FlopCount,
+    Variant,
+    machine,
+    matmul_flops_per_sec,
+    write_results,
+)
 from pydantic import TypeAdapter
+from straightforward_loop import Found, check_attack, lockstep, render_fused
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from gat.attacks import Compute, LatentAttack
 from gat.config import ConfigError, read_yaml
 from gat.latents import Images, Latents, Rows, split, take
-from gat.protocols import Renderer, Site, Task
-from generators.stylegan2.generator import Activations, Kernel, StyledConv, Synthesis, ToRGB
-from generators.stylegan2.layers import upsample
+from gat.protocols import Renderer, Site
+from generators.stylegan2.generator import Activations, Kernel
 from generators.stylegan2.settings import StyleGAN2SpaceConfig
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
 from tasks.datasets import DatasetConfig
 from tasks.models import ModelConfig
 from tasks.models.settings import ModelSettings
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-MODELS = {"undefended": "original", "trained": "gat"}  # name here: name of the weights in the run's folder
-AGREE_WITHIN = 0.01  # success rates of the two loops
-
-
-# The straightforward loop ------------------------------------------------------------------------------------------------
-
-
-def fused_convolution(
-    x: Float[Tensor, "b i h w"],
-    weight: Float[Tensor, "o i k k"],
-    style: Float[Tensor, "b i"],
-    demodulate: bool,
-    up: bool = False,
-) -> Float[Tensor, "b o h2 w2"]:
-    """Modulation as it is usually implemented: one kernel per example, and all examples as groups of one convolution."""
-    b, i, h, w = x.shape
-    kernels = weight[None] * style[:, None, :, None, None]
-    if demodulate:
-        kernels = kernels * (kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()
-    x = x.reshape(1, b * i, h, w)
-    if up:
-        x = F.conv_transpose2d(x, kernels.transpose(1, 2).flatten(0, 1), stride=2, groups=b)
-    else:
-        x = F.conv2d(x, kernels.flatten(0, 1), padding=weight.shape[-1] // 2, groups=b)
-    return x.reshape(b, -1, *x.shape[2:])
-
-
-def render_fused(synthesis: Synthesis, latents: Latents) -> Images:
-    """The whole synthesis network with fused modulation, in float32 (architecture 'skip')."""
-    images: Tensor | None = None
-    first = getattr(synthesis, f"b{synthesis.layers[0].resolution}")
-    x = first.const.expand(len(latents[synthesis.layers[0].style_site]), -1, -1, -1)
-    for layer in synthesis.layers:
-        module, style = synthesis.module(layer), latents[layer.style_site]
-        if isinstance(module, ToRGB):
-            rgb = fused_convolution(x, module.weight, style * module.style_gain, demodulate=False)
-            rgb = rgb + module.bias[:, None, None]
-            fir = getattr(synthesis, f"b{layer.resolution}").resample_filter
-            images = rgb if images is None else upsample(images, fir) + rgb
-            continue
-        assert isinstance(module, StyledConv)
-        x = fused_convolution(x, module.weight, style, demodulate=True, up=module.up)
-        if module.up:
-            blur = (module.get_buffer("resample_filter") * 4).expand(x.shape[1], 1, -1, -1)
-            x = F.conv2d(x, blur, padding=1, groups=x.shape[1])
-        if module.use_noise:
-            x = x + latents[layer.noise_site] * module.noise_strength
-        x = F.leaky_relu(x + module.bias[:, None, None], 0.2) * 2**0.5
-        if module.clamp is not None:
-            x = x.clamp(-module.clamp, module.clamp)
-    assert images is not None
-    return (images * 0.5 + 0.5).clamp(0, 1)
-
-
-@dataclass
-class Found:
-    """What came of some examples, in order: right before the attack, fooled by it, and the steps that took."""
-
-    attacked: Bool[Tensor, " b"]
-    success: Bool[Tensor, " b"]
-    iterations: Int[Tensor, " b"]
-
-    @classmethod
-    def join(cls, parts: Iterable["Found"]) -> "Found":
-        """One after the other."""
-        columns = zip(*((part.attacked, part.success, part.iterations) for part in parts), strict=True)
-        return cls(*map(torch.cat, columns))
-
-    @property
-    def success_rate(self) -> float:
-        """Among those that were right before."""
-        return float(self.success.sum() / self.attacked.sum().clamp(min=1))
-
-
-def lockstep(
-    task: Task,
-    render: Callable[[Latents], Images],
-    model: nn.Module,
-    start: Latents,
-    labels: Int[Tensor, "b ..."],
-    attack: LatentAttack,
-    sizes: Mapping[str, float],
-    thrown_away: Sequence[nn.Module] = (),
-) -> Found:
-    """All examples take all sign steps together; each one's latents are kept when it first fools.
-
-    Args:
-        sizes: of the attack's steps, by site that moves.
-        thrown_away: modules whose parameters get a gradient as well, by `loss.backward()`; empty: gradients of latents only.
-    """
-    home, still = split(start, list(sizes))
-    moving = {name: value.clone().requires_grad_() for name, value in home.items()}
-    kept = {name: value.clone() for name, value in home.items()}
-    iterations, targets = torch.full([len(labels)], attack.max_steps), None
-    fooled = torch.zeros(len(labels), dtype=torch.bool)
-    for step in range(attack.max_steps + 1):
-        outputs = model(render(still | moving))
-        now = task.wrong(outputs, labels) & ~fooled
-        iterations[now] = step
-        for name, value in moving.items():
-            kept[name][now] = value.detach()[now]
-        fooled = fooled | now
-        if step == 0:
-            attacked = ~now
-            if attack.goal == "least_likely":
-                targets = task.least_likely(outputs, labels)
-        if step == attack.max_steps:
-            break
-        loss = (task.loss(outputs, labels) if targets is None else -task.loss(outputs, targets)).sum()
-        if thrown_away:
-            for module in thrown_away:
-                module.zero_grad()
-            loss.backward()
-            gradients = [value.grad for value in moving.values()]
-        else:
-            gradients = list(torch.autograd.grad(loss, list(moving.values())))
-        with torch.no_grad():
-            for (name, value), gradient in zip(moving.items(), gradients, strict=True):
-                assert gradient is not None
-                value += sizes[name] * gradient.sign()
-                value.grad = None
-    return Found(attacked, fooled & attacked, iterations)
-
 
 # Ours --------------------------------------------------------------------------------------------------------------------
 
@@ -216,55 +94,6 @@ class WithoutReuse:
 
 
 # What is measured --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Variant:
-    """One way to find the examples.
-
-    Attributes:
-        run: which examples -> what was found.
-        shares: whether a repeat takes a share of the examples, or all.
-        previous: the variant to which it adds one idea.
-    """
-
-    name: str
-    run: Callable[[Int[Tensor, " b"]], Found]
-    shares: bool = False
-    previous: "Variant | None" = None
-    found: dict[int, Found] = field(default_factory=dict)
-    sec_per_example: list[float] = field(default_factory=list)
-
-    def measure(self, n: int, repeat: int, repeats: int) -> None:
-        """One timed repeat."""
-        low, high = (n * repeat // repeats, n * (repeat + 1) // repeats) if self.shares else (0, n)
-        begin = time.perf_counter()
-        found = self.run(torch.arange(low, high))
-        self.sec_per_example.append((time.perf_counter() - begin) / (high - low))
-        self.found[low] = found
-
-    @property
-    def everything(self) -> Found:
-        """Of all examples, in order."""
-        return Found.join(found for _, found in sorted(self.found.items()))
-
-    @property
-    def examples_per_sec(self) -> float:
-        """Adversarial examples."""
-        return float(self.everything.success.float().mean()) / median(self.sec_per_example)
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """For the report."""
-        found = self.everything
-        ratio = self.examples_per_sec / self.previous.examples_per_sec if self.previous else None
-        return {
-            "name": self.name,
-            "examples_per_sec": round(self.examples_per_sec, 2),
-            "ratio_to_previous": ratio and round(ratio, 3),
-            "success": round(found.success_rate, 4),
-            "mean_iterations": round(float(found.iterations[found.attacked].float().mean()), 2),
-        }
 
 
 @dataclass(frozen=True)
@@ -388,35 +217,6 @@ def variants(setting: Setting, model: nn.Module) -> tuple[list[Variant], list[Va
     return used, [fine, prefix, *apart]
 
 
-def matmul_flops_per_sec(dtype: torch.dtype, sides: Sequence[int] = (512, 1024)) -> float:
-    """The fastest square matrix product seen: what this process can reach at most."""
-    best = 0.0
-    for side in sides:
-        a, b = torch.ones(side, side, dtype=dtype), torch.ones(side, side, dtype=dtype)
-        torch.mm(a, b)
-        for _ in range(5):
-            begin = time.perf_counter()
-            torch.mm(a, b)
-            best = max(best, 2 * side**3 / (time.perf_counter() - begin))
-    return best
-
-
-class FlopCount(TorchDispatchMode):
-    """Floating point operations of all convolutions and matrix products inside, forward and backward.
-
-    `FlopCounterMode` also attributes them to modules, by hooks that refuse gradients with respect to leaves.
-    """
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def bench(
     task: ClassificationTask,
     classifiers: Mapping[str, nn.Module],
@@ -497,14 +297,6 @@ def bench(
     }
 
 
-def check_attack(attack: LatentAttack) -> None:
-    """Refuses, with a ValueError, what `lockstep` does not do."""
-    if attack.goal == "targeted" or attack.norm != "linf" or attack.eps or not attack.stop_when_fooled:
-        raise ValueError(
-            f"the straightforward loop takes unbounded sign steps, without targets, until fooled; got: {attack.summary}"
-        )
-
-
 # From a run's folder to the page -----------------------------------------------------------------------------------------
 
 
@@ -536,23 +328,6 @@ def open_run(
     return ClassificationTask(data.classes), classifiers, spaces, attack
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "threads": torch.get_num_threads(),
-        "hardware": f"{cpu}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "commit": commit,
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def show(result: Mapping[str, Any]) -> str:
     """A plain table."""
     lines = [f"{'model':<11} {'':<39} {'examples/s':>10} {'x previous':>10} {'success':>8} {'steps':>6}"]
@@ -578,34 +353,6 @@ def show(result: Mapping[str, Any]) -> str:
     )
     lines.append(f"{result['hardware']}, {result['threads']} threads, torch {result['torch']}")
     return "\n".join(lines)
-
-
-def write_results(result: Mapping[str, Any], folder: Path, task: str = "classification") -> None:
-    """`table.json`: the measurement, and the rows that every result of this project has."""
-    shared = {
-        "task": task,
-        "attack": "gat",
-        "protocol": result["attack"],
-        "n": result["n"],
-        "seeds": result["seeds"],
-    }
-    rows = []
-    for model, name in (("original", "undefended"), ("gat", "trained")):
-        values = {
-            "throughput_ratio_to_straightforward": result[f"ratio_{name}"],
-            "success_straightforward": result[f"success_{name}"]["straightforward"],
-            "success_ours": result[f"success_{name}"]["ours"],
-        }
-        if f"peak_fraction_{name}" in result:
-            values["peak_fraction"] = result[f"peak_fraction_{name}"]
-        rows += [
-            {**shared, "model": model, "metric": metric, "value": value, "low": None, "high": None}
-            for metric, value in values.items()
-        ]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "table.json.tmp"
-    temporary.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    os.replace(temporary, folder / "table.json")
 
 
 def main() -> None:

@@ -18,18 +18,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_attack import (
-    AGREE_WITHIN,
-    MODELS,
-    REPOSITORY,
-    Found,
-    Variant,
-    check_attack,
-    lockstep,
-    machine,
-    write_results,
-)
 from jaxtyping import Int
+from measuring import AGREE_WITHIN, MODELS, REPOSITORY, Variant, machine, write_results
+from straightforward_loop import Found, check_attack, lockstep
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 

@@ -1,8 +1,23 @@
-"""A model that every kind of attack can fool, and images for it."""
+"""The script a test is about; a model that every kind of attack can fool, and images for it."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """`scripts/NAME.py` for `test_NAME.py`, with its folder on the path as `python scripts/NAME.py` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module(request.path.stem.removeprefix("test_"))
 
 
 class Halves(nn.Module):

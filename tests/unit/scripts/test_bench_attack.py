@@ -1,9 +1,6 @@
 """The benchmark compares like with like: its straightforward loop finds what ours finds."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,18 +13,7 @@ from generators.stylegan2.generator import Generator
 from generators.stylegan2.space import StyleGAN2Space
 from tasks.classification import ClassificationTask
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "bench_attack.py"
 CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_attack", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_attack"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """The benchmark against the peers: what it counts. No times are judged."""
 
-import importlib.util
 import json
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +11,13 @@ from torch import Tensor, nn
 
 from gat.attacks import FGSM, PGD
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "bench_peers.py"
+
+def linf(model: nn.Module, images: Tensor, attacked: Tensor) -> Tensor:
+    return (attacked.double() - images.double()).abs().flatten(1).amax(1)
 
 
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))  # it shares code with another script
-        spec = importlib.util.spec_from_file_location("bench_peers", SCRIPT)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "bench_peers", module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
+def l2(model: nn.Module, images: Tensor, attacked: Tensor) -> Tensor:
+    return (attacked.double() - images.double()).flatten(1).norm(dim=1)
 
 
 def contest(script: ModuleType, **changes: object) -> object:
@@ -36,7 +27,7 @@ def contest(script: ModuleType, **changes: object) -> object:
         "peers": {"still": lambda model, images, labels: images},
         "settings": "linf 0.02",
         "bound": 0.02,
-        "distance": script._linf,
+        "distance": linf,
     }
     return script.Contest(**(settings | changes))
 
@@ -109,13 +100,11 @@ def test_the_median_distance_counts_what_was_not_found_as_infinitely_far(
         return moved
 
     def rows(peer: object) -> dict[str, object]:
-        smallest = contest(
-            script, peers={"some": peer}, smallest_change=True, bound=0.01, distance=script._l2
-        )
+        smallest = contest(script, peers={"some": peer}, smallest_change=True, bound=0.01, distance=l2)
         return script.hold(smallest, "trained", model, images, labels, width=8, repeats=1, seed=0)[0]
 
     assert rows(some)["peer_median_distance"] is None
-    everything = script._l2(model, images, images.flip(3)).sort().values
+    everything = l2(model, images, images.flip(3)).sort().values
     assert rows(lambda model, images, labels: images.flip(3))["peer_median_distance"] == pytest.approx(
         float(everything[4]), abs=1e-4
     )

@@ -1,8 +1,6 @@
 """The benchmark on scenes compares like with like, too."""
 
-import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,17 +13,6 @@ from torch.utils.data import default_collate
 from gat.attacks import LatentAttack
 from tasks.segmentation import SegmentationTask
 from tests.toys import tiny_scenes, tiny_spade
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))  # as `python scripts/bench_scenes.py` has it
-    try:
-        return importlib.import_module("bench_scenes")
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")

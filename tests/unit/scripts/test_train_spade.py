@@ -1,8 +1,6 @@
 """The real command on tiny scenes: what it writes, that it goes on after a kill as if nothing had been, and that it stops on NaN."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,19 +19,8 @@ from generators.spade.networks import Generator
 from generators.spade.settings import SPADESpaceConfig
 from tasks.datasets.fashion_scenes import SEMANTIC_CLASSES
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "train_spade.py"
 DATA = '{"source": "subset", "image_size": 32, "num_train": 12}'
 BATCH = 4
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_spade", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_spade"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def words(out: Path, steps: int, **others: object) -> list[str]:
