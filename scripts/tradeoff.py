@@ -1,12 +1,12 @@
 """How far can an attack go before its images stop showing their label?
 
     python scripts/tradeoff.py runs/fashion_gat_0 --out results/fashion_gat/tradeoff.json
-    python scripts/tradeoff.py runs/fashion_table1/seed0/segmentation --group fine all --goal loss least_likely
+    python scripts/tradeoff.py runs/fashion_table1/seed0/segmentation --group fine --goal loss least_likely --budget 0 0.15 0.22
 
-For a range of step sizes: what the latent attack leaves a run's undefended model, and what the run's independent oracle still
-reads. Of pictures that is accuracy, and the share of successful images that show their label (among those whose starting image
-did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision) at the last iteration, and the share
-of the layout's pixels that the oracle reads.
+For a range of step sizes and budgets: what the latent attack leaves a run's undefended model (or, with --model, others), and what
+the run's independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their label (among
+those whose starting image did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision) at the last
+iteration, and the share of the layout's pixels that the oracle reads.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--model", default=ORIGINAL)
+    parser.add_argument("--model", nargs="+", default=[ORIGINAL], help="who is attacked: original, gat")
     parser.add_argument("--n", type=int, default=256, help="random latents, or scenes")
     parser.add_argument(
         "--style", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="in sigma, of pictures"
@@ -97,6 +97,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--step", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="in sigma, of scenes"
+    )
+    parser.add_argument(
+        "--budget", type=float, nargs="+", default=[0.0], help="in sigma, of scenes; 0 is none"
     )
     parser.add_argument("--group", nargs="+", default=["all"], choices=("coarse", "middle", "fine", "all"))
     parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely"))
@@ -109,7 +112,7 @@ def main() -> None:
         raise SystemExit("this needs a run with a generator and an oracle")
     of_scenes = run.tools.generator.conditions == "layouts"
     sizes: list[dict[str, float]] = (
-        [{"step": step} for step in args.step]
+        [{"step": step, "budget": budget} for step, budget in product(args.step, args.budget)]
         if of_scenes
         else [{"noise_step": noise, "style_step": style} for noise, style in product(args.noise, args.style)]
     )
@@ -119,16 +122,16 @@ def main() -> None:
     attacks = [attack_of(setting, of_scenes) for setting in chosen]
     measure = scenes if of_scenes else pictures
     rows = []
-    with progress("attacking", total=len(attacks)) as advance:
-        found = measure(run, run.finished_model(args.model), attacks, args.n, args.seed)
-        for setting, row in zip(chosen, found, strict=True):
-            rows.append(setting | row)
-            advance(1)
+    with progress("attacking", total=len(args.model) * len(attacks)) as advance:
+        for name in args.model:
+            found = measure(run, run.finished_model(name), attacks, args.n, args.seed)
+            for setting, row in zip(chosen, found, strict=True):
+                rows.append({"model": name} | setting | row)
+                advance(1)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
         content = {
             "command": shlex.join(["python", *sys.argv]),
-            "model": args.model,
             "n": args.n,
             "seed": args.seed,
             "rows": rows,
@@ -141,12 +144,19 @@ def main() -> None:
 
 def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:
     """The attack of a row. On scenes it always takes all its steps: the paper reads them at iteration 10."""
+    budgets = {}
     if of_scenes:
         sizes = dict.fromkeys(("gamma/*", "beta/*"), setting["step"])
+        if setting["budget"]:
+            budgets = dict.fromkeys(sizes, setting["budget"])
     else:
         sizes = {"style/*": setting["style_step"], "noise/*": setting["noise_step"]}
     return LatentAttack(
-        group=setting["group"], goal=setting["goal"], step_size=sizes, stop_when_fooled=not of_scenes
+        group=setting["group"],
+        goal=setting["goal"],
+        step_size=sizes,
+        eps=budgets,
+        stop_when_fooled=not of_scenes,
     )
 
 
