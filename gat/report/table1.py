@@ -164,25 +164,25 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
 
     Returns:
         Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed, oracle}, values
-        as fractions. `low` and `high` are the lowest and the highest seed; of a single seed, its 95 % interval over examples;
-        `interval` says which. `n` counts the examples of all seeds together.
+        as fractions. `model` is its name in the records, as in all results. `low` and `high` are the lowest and the highest seed;
+        of a single seed, its 95 % interval over examples; `interval` says which. `n` counts the examples of all seeds together.
 
     Raises:
-        ValueError: if runs of one task differ in data or protocol, or two have the same seed.
+        ValueError: if runs of one task differ in method, data or protocol, or two have the same seed.
     """
     groups: dict[tuple[str, str, str], list[Measured]] = {}
     for cell in measured:
         groups.setdefault((cell.task, cell.model, _kind(cell)), []).append(cell)
     rows = []
-    for (task, model, _), cells in sorted(groups.items(), key=lambda group: _order(group[0])):
+    for (task, _, _), cells in sorted(groups.items(), key=lambda group: _order(group[0])):
         cells = sorted(cells, key=lambda cell: cell.seed)
         seeds = [cell.seed for cell in cells]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{task}: every run needs its own seed, got {seeds}")
-        about = {(cell.data, cell.attack, cell.protocol, cell.source) for cell in cells}
+        about = {(cell.name, cell.data, cell.attack, cell.protocol, cell.source) for cell in cells}
         if len(about) > 1:
-            raise ValueError(f"{task}: runs differ in data, attack or protocol, got {sorted(about)}")
-        ((data, attack, protocol, source),) = about
+            raise ValueError(f"{task}: runs differ in model, data, attack or protocol, got {sorted(about)}")
+        ((name, data, attack, protocol, source),) = about
         values = [cell.value.value for cell in cells]
         read = [cell.oracle for cell in cells if cell.oracle is not None]
         low, high = (
@@ -192,7 +192,7 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
             {
                 "task": task,
                 "data": data,
-                "model": model,
+                "model": name,
                 "attack": attack,
                 "protocol": protocol,
                 "source": source,
@@ -218,6 +218,10 @@ def other_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     return [row for cells in by_attack.values() for row in table1_rows(cells)]
 
 
+def _role(row: Mapping[str, Any]) -> str:
+    return "original" if row["model"] == "original" else "trained"
+
+
 def _kind(cell: Measured) -> str:
     return "clean" if cell.attack == "clean" else "adversarial"
 
@@ -241,7 +245,7 @@ def table1(rows: Sequence[Mapping[str, Any]], compact: bool = False) -> Table:
         raise ValueError("Table 1 needs rows, got none")
     tasks = [task for task in HEADLINES if any(row["task"] == task for row in rows)]
     data = {row["task"]: row["data"] for row in rows}
-    found = {(row["task"], row["model"], row["attack"] == "clean"): row for row in rows}
+    found = {(row["task"], _role(row), row["attack"] == "clean"): row for row in rows}
 
     def cell(task: str, model: str, clean: bool) -> str:
         row = found.get((task, model, clean))
@@ -300,7 +304,7 @@ def other_attacks(rows: Sequence[Mapping[str, Any]]) -> Table:
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in sorted(rows, key=lambda row: list(HEADLINES).index(row["task"])):
         value = f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
-        lines.setdefault((row["task"], row["attack"], row["source"]), {})[row["model"]] = value
+        lines.setdefault((row["task"], row["attack"], row["source"]), {})[_role(row)] = value
     return Table(
         "Other attacks",
         ("Task", "Attack", "Images", "Original", "Adversarially trained"),
@@ -326,12 +330,12 @@ def paper_rows() -> list[dict[str, Any]]:
         {
             "task": task,
             "data": data,
-            "model": model,
+            "model": {"trained": "gat"}.get(role, role),
             "attack": attack,
             "metric": HEADLINES[task],
             "value": value,
         }
-        for (task, data), by_model in PAPER.items()
-        for model, values in by_model.items()
+        for (task, data), by_role in PAPER.items()
+        for role, values in by_role.items()
         for attack, value in zip(("clean", "gat"), values, strict=True)
     ]

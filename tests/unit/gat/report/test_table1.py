@@ -78,22 +78,23 @@ def test_a_run_gives_the_four_numbers_of_its_task(runs):
 
 def test_rows_are_means_over_seeds_with_the_lowest_and_the_highest(rows):
     assert len(rows) == 12
-    row = cell(rows, "classification", "trained", "gat")
+    row = cell(rows, "classification", "gat", "gat")
     assert row["value"] == pytest.approx((0.7 + 0.65 + 0.6) / 3)
     assert (row["low"], row["high"], row["n"], row["seeds"]) == (0.6, 0.7, 300, [0, 1, 2])
     assert row["per_seed"] == [0.7, 0.65, 0.6]
     assert row["interval"] == "lowest and highest seed"
-    row = cell(rows, "detection", "trained", "gat")
+    row = cell(rows, "detection", "gat", "gat")
     assert row["metric"] == "ap"
     assert row["value"] == pytest.approx(0.83 + 0.03 / 3)
     assert (row["low"], row["high"]) == (pytest.approx(0.81), pytest.approx(0.88))
     assert (row["protocol"], row["source"], row["n"]) == ("strict-gat", "generated", 120)
     assert [r["task"] for r in rows[::4]] == ["classification", "segmentation", "detection"]
+    assert {r["model"] for r in rows} == {r["model"] for r in paper_rows()} == {"original", "gat"}
     assert json.loads(json.dumps(rows)) == rows
 
 
 def test_one_seed_has_the_interval_of_its_examples(runs):
-    row = cell(table1_rows(measure(runs[1])), "segmentation", "trained", "gat")
+    row = cell(table1_rows(measure(runs[1])), "segmentation", "gat", "gat")
     assert (row["value"], row["low"], row["high"]) == tuple(map(pytest.approx, (0.81, 0.79, 0.83)))
     assert row["interval"] == "95% over examples"
 
@@ -116,13 +117,13 @@ def test_the_table_has_the_papers_numbers_beside_it(rows):
 def test_all_other_attacks_stand_below(runs, rows):
     others = other_rows(cell for run in runs for cell in measure_others(run))
     assert not {"clean", "gat"} & {row["attack"] for row in others}
-    pgd = cell([row for row in others if row["task"] == "classification"], "classification", "trained", "pgd")
+    pgd = cell([row for row in others if row["task"] == "classification"], "classification", "gat", "pgd")
     assert (pgd["value"], pgd["n"], pgd["seeds"]) == (pytest.approx(0.8), 300, [0, 1, 2])
     text = table1_markdown(rows, others)
     assert text.startswith(table1_markdown(rows))
     assert "| classification | pgd | real | 90.0 (90.0–90.0) | 80.0 (80.0–80.0) |" in text
     assert pgd["oracle"] is None
-    assert cell(rows, "segmentation", "trained", "gat")["oracle"] == pytest.approx(0.84)
+    assert cell(rows, "segmentation", "gat", "gat")["oracle"] == pytest.approx(0.84)
     scenes = [line for line in text.splitlines() if line.startswith("| segmentation | pgd-linf")]
     assert len(scenes) == 1
 
@@ -158,10 +159,10 @@ def test_the_same_seed_twice_and_other_protocols_are_refused(runs):
     from dataclasses import replace
 
     other = [replace(c, protocol="paper-gat" if c.protocol else "") for c in measure(runs[3])]
-    with pytest.raises(ValueError, match="differ in data, attack or protocol"):
-        table1_rows([*measure(runs[0]), *other])
-    with pytest.raises(ValueError, match="differ in data, attack or protocol"):
-        table1_rows([*measure(runs[0]), *measure(runs[3], "pgd")])
+    pat = [replace(c, name="pat" if c.name == "gat" else c.name) for c in measure(runs[3])]
+    for unlike in (other, pat, measure(runs[3], "pgd")):
+        with pytest.raises(ValueError, match="differ in model, data, attack or protocol"):
+            table1_rows([*measure(runs[0]), *unlike])
     with pytest.raises(ValueError, match="needs rows"):
         table1([])
 
