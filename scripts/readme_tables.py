@@ -77,8 +77,8 @@ def table1_others(results: Path) -> str:
     rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
     titles = {
         "gat-start": "renderings, not attacked",
-        "gat-small": "GAT, smaller steps",
-        "gat-large": "GAT, larger steps",
+        "gat-loss": "GAT, uphill on the loss, within 0.12",
+        "gat-unbounded": "GAT, steps of 0.035, no budget",
         "gat-all": "GAT, all layers, loss",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",

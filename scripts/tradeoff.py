@@ -61,11 +61,11 @@ def pictures(
 def scenes(
     run: Run, model: nn.Module, attacks: list[LatentAttack], n: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A row per attack on renderings of the first test layouts."""
+    """A row per attack on renderings of the last test layouts: a run is judged on the first."""
     space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
     assert space is not None and oracle is not None
     width = run.config.evaluation.width
-    batch = default_collate([run.test_data[i] for i in range(min(n, len(run.test_data)))])
+    batch = default_collate([run.test_data[i] for i in range(len(run.test_data))[-n:]])
     labels, layouts = batch["labels"], batch["layouts"]
     latents = space.sample(layouts, batch["ids"], seed)
     for attack in attacks:
