@@ -77,6 +77,7 @@ def table1_others(results: Path) -> str:
     rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
     titles = {
         "gat-start": "renderings, not attacked",
+        "gat-large": "GAT, within 0.22",
         "gat-loss": "GAT, uphill on the loss, within 0.12",
         "gat-unbounded": "GAT, steps of 0.035, no budget",
         "gat-all": "GAT, all layers, loss",
