@@ -35,7 +35,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from contests import EPS, Contest, Side, Whole, contests
-from measuring import machine
+from measuring import MODELS, REPOSITORY, machine
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -48,9 +48,6 @@ from gat.logits import LogitsTask
 from gat.protocols import Examples
 from tasks.datasets.fashion_mnist import FashionMNISTConfig
 from tasks.models.small_resnet import SmallResNetConfig
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-MODELS = ("undefended", "trained")
 
 
 @dataclass
@@ -251,8 +248,10 @@ def fingerprint(models: Mapping[str, nn.Module]) -> str:
     for model in models.values():
         for value in model.state_dict().values():
             total.update(value.contiguous().numpy().tobytes())
-    script = Path(__file__)
-    for path in [*sorted((REPOSITORY / "gat").rglob("*.py")), script, script.with_name("published_loops.py")]:
+    scripts = [
+        REPOSITORY / "scripts" / name for name in ("bench_peers.py", "contests.py", "published_loops.py")
+    ]
+    for path in [*sorted((REPOSITORY / "gat").rglob("*.py")), *scripts]:
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
 

@@ -163,6 +163,15 @@ def test_a_change_of_weights_is_noticed(script: ModuleType, model: nn.Module) ->
     assert script.fingerprint({"m": model}) != before
 
 
+@pytest.mark.parametrize("name", ["bench_peers.py", "contests.py", "published_loops.py", "pgd.py"])
+def test_rows_are_not_used_again_once_the_code_behind_them_changed(
+    script: ModuleType, model: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before, read = script.fingerprint({"m": model}), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == name))
+    assert script.fingerprint({"m": model}) != before
+
+
 # Everything, at its smallest.
 
 
