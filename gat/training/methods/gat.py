@@ -133,8 +133,10 @@ class GAT(Method):
         if self.clean == "generated":
             clean, clean_labels = found.start_images[: len(images)], start_labels[: len(images)]
         blocks = [(clean, clean_labels, 1.0), (found.images[chosen], start_labels[chosen], self.weight)]
-        if self.consistency:
-            blocks.insert(1, (found.start_images[chosen], start_labels[chosen], 0.0))
+        if self.consistency:  # every start once, however many images it became
+            _, start, counts = found.rows[chosen].unique_consecutive(return_inverse=True, return_counts=True)
+            first = chosen[counts.cumsum(0) - counts]
+            blocks.insert(1, (found.start_images[first], start_labels[first], 0.0))
         lesson = Lesson(
             torch.cat([block for block, _, _ in blocks]),
             torch.cat([block_labels for _, block_labels, _ in blocks]),
@@ -148,7 +150,7 @@ class GAT(Method):
         if not self.consistency:
             return lesson
         anchors = torch.arange(len(lesson.images), device=images.device)
-        anchors[lesson.num_clean :] -= len(chosen)
+        anchors[lesson.num_clean :] = len(clean) + start
         pulls = self.consistency * (anchors < torch.arange(len(anchors), device=images.device)).float()
         return replace(lesson, anchors=anchors, pulls=pulls)
 

@@ -260,6 +260,29 @@ def test_consistency_asks_for_the_answer_before_the_attack(tools, model, batch):
     assert lesson.pulls.tolist() == [0.0] * (N + m) + [2.0] * m
 
 
+def test_a_start_goes_through_the_model_once_however_many_images_it_became(tools, model, batch):
+    options: dict = {"rotation": ROTATION, "train_on": "iterates", "only_fooling": False, "oversample": 3.0}
+    options["attack"] = LatentAttack(
+        max_steps=2, step_size={"style/*": 0.05, "noise/*": 0.4}, stop_when_fooled=False
+    )
+    plain = GAT(**options).lesson(tools, model, Batch(*batch), 1)
+    lesson = GAT(**options, consistency=1.0).lesson(tools, model, Batch(*batch), 1)
+    after = plain.images[N:]
+    starts = lesson.images[N : lesson.num_clean]
+    assert torch.equal(lesson.images[lesson.num_clean :], after)
+    assert 1 < len(starts) < len(after)
+    assert len(starts.flatten(1).unique(dim=0)) == len(starts)
+    assert lesson.anchors is not None and lesson.pulls is not None
+    own = lesson.anchors[lesson.num_clean :] - N
+    assert own.unique().tolist() == list(range(len(starts)))
+    assert torch.equal(lesson.labels[N : lesson.num_clean][own], lesson.labels[lesson.num_clean :])
+    with torch.no_grad():  # the first iterate of a start is near it, and nearer than any other start
+        distance = (after[:, None] - starts[None]).flatten(2).norm(dim=2)
+    first = torch.cat([torch.tensor([True]), own[1:] != own[:-1]])
+    assert torch.equal(distance.argmin(1)[first], own[first])
+    assert lesson.pulls.tolist() == [0.0] * lesson.num_clean + [1.0] * len(after)
+
+
 def test_the_attack_goes_through_the_auxiliary_batch_norms(tools, model, batch):
     """Those are made to answer class 1, whatever they see: nothing else is right at the start, and nothing fools."""
     method = GAT(rotation=(("all", "both"),), batch_norm="main", only_fooling=False)
