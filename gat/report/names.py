@@ -32,6 +32,7 @@ _ATTACK_WORDS = {
     "l2": "L2",
     "l1": "L1",
     "noise": "noise only",
+    "free": "no budget",
     "style": "style only",
     "coarse": "coarse layers",
     "middle": "middle layers",
