@@ -87,7 +87,7 @@ def table1_others(results: Path) -> str:
         "gat-start": "renderings, not attacked",
         "gat-large": "GAT, within 0.22",
         "gat-loss": "GAT, uphill on the loss, within 0.12",
-        "gat-free": "GAT, steps of 0.035, no budget",
+        "gat-free": "GAT, smaller steps, no budget",
         "gat-all": "GAT, all layers, loss",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",
