@@ -151,7 +151,8 @@ class GAT(Method):
             return lesson
         anchors = torch.arange(len(lesson.images), device=images.device)
         anchors[lesson.num_clean :] = len(clean) + start
-        pulls = self.consistency * (anchors < torch.arange(len(anchors), device=images.device)).float()
+        pulls = torch.zeros_like(anchors, dtype=torch.float)
+        pulls[lesson.num_clean :] = self.consistency
         return replace(lesson, anchors=anchors, pulls=pulls)
 
     def _fool(
