@@ -41,7 +41,7 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A difference of shares, signed: 0.006 -> '+0.6 points'."""
-    rounded = f"{100 * abs(value):.1f}"
+    rounded = f"{round(100 * abs(value), 9):.1f}"  # 9 of 2000 is 0.45 points, however it was computed
     sign = "" if float(rounded) == 0 else "+" if value > 0 else "−"
     return f"{sign}{rounded} points"
 

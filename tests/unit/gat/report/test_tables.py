@@ -38,6 +38,7 @@ def test_numbers_are_printed_with_one_decimal():
     assert points(0.0061) == "+0.6 points"
     assert points(-0.0061) == "−0.6 points"
     assert points(-0.0001) == "0.0 points"
+    assert points(1734 / 2000 - 1743 / 2000) == points(-9 / 2000) == "−0.5 points"
     assert interval(proportion(81, 263)) == "25.5–36.6%"
     assert [p_value(p) for p in (0.0004, 0.012, 0.5)] == ["p < 0.001", "p = 0.012", "p = 0.50"]
 
