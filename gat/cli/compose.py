@@ -210,6 +210,7 @@ def open_run(config: RunConfig) -> Run:
     task = _task(config, train_data.classes)
     tools = Tools(task, generator, oracle, compute, identity)
     config.method.check(tools)
+    config.train.check(config.method)
     return Run(config, accelerator, train_data, test_data, tools)
 
 

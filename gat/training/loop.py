@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -65,6 +66,14 @@ class TrainSettings(Config):
             ]
         )
 
+    def check(self, method: Method) -> None:
+        """Raises ValueError if a checkpoint would fall between steps whose images the method makes at once."""
+        if self.save_every % method.steps_at_once:
+            raise ValueError(
+                f"{method.name} makes the images of {method.steps_at_once} steps at once and can only be resumed behind them; "
+                f"choose a multiple of that as save_every, got {self.save_every}"
+            )
+
 
 class DivergedError(FloatingPointError):
     """The loss is not a number any more. What was saved before stays as it is."""
@@ -93,9 +102,10 @@ def train(
 
     Raises:
         DivergedError: when the loss is NaN or infinite.
-        ValueError: when `state.pt` belongs to another run, the first batch or the model's answers to it do not fit the task, or the
-            method wants separate batch norms of a model without any.
+        ValueError: when `state.pt` belongs to another run, the first batch or the model's answers to it do not fit the task, the
+            method wants separate batch norms of a model without any, or the settings do not fit it.
     """
+    settings.check(method)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     folder.mkdir(parents=True, exist_ok=True)
     if method.kept_branch is not None:
@@ -113,47 +123,50 @@ def train(
     # Only the wrapper is handed to Accelerate, which patches its forward and may put DDP around it. `model` itself stays
     # plain: attacks use it without collectives, without autocast surprises, and as many passes as each process needs.
     learner, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
-    batches = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)
-    loader = iter(DataLoader(cast(Any, dataset), batch_sampler=batches, num_workers=settings.num_workers))
+    order = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)
+    loader = iter(DataLoader(cast(Any, dataset), batch_sampler=order, num_workers=settings.num_workers))
     log = _Log(folder / "metrics.jsonl", accelerator, stage, step)
 
     with progress(f"training {stage}", total=settings.steps, done=step) as advance:
         while step < settings.steps:
-            key = step * world + rank
-            torch.manual_seed((seed * 1_000_003 + key) % 2**63)  # for dropout and the like
-            batch = next(loader)
-            clean = Batch(**{part: batch[part].to(device) for part in Batch._fields if part in batch})
+            # 1. Make the images of the next step, or the next few: clean ones, and what fools the model as it is now.
+            at_once = method.steps_at_once
+            ahead = range(step, min(step - step % at_once + at_once, settings.steps))
+            keys = [i * world + rank for i in ahead]
+            torch.manual_seed((seed * 1_000_003 + keys[0]) % 2**63)  # for dropout and the like
+            batches = [_on(device, next(loader)) for _ in ahead]
             if step == first_step:
-                _check_batch(tools.task, model, clean.images, clean.labels)
+                _check_batch(tools.task, model, batches[0].images, batches[0].labels)
+            for lesson in method.lessons(tools, model, batches, keys):
+                # 2. Learn from them, each at its own loss.
+                model.train()
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.lr_at(step)
+                losses = _backward(accelerator, learner, model, tools.task, lesson, settings.accumulate)
+                if settings.clip_norm:
+                    accelerator.clip_grad_norm_(learner.parameters(), settings.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.update_parameters(model)
 
-            # 1. Make this step's images: clean ones, and what fools the model as it is now.
-            lesson = method.lesson(tools, model, clean, key)
-
-            # 2. Learn from them, each at its own loss.
-            model.train()
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr_at(step)
-            losses = _backward(accelerator, learner, model, tools.task, lesson, settings.accumulate)
-            if settings.clip_norm:
-                accelerator.clip_grad_norm_(learner.parameters(), settings.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            if average is not None:
-                average.update_parameters(model)
-
-            # 3. Report and save.
-            step += 1
-            log.add(losses, lesson)
-            if step % settings.log_every == 0 or step == settings.steps:
-                log.write(step, settings.lr_at(step - 1))
-            if step == settings.steps or (settings.save_every and step % settings.save_every == 0):
-                _check_finite(model, stage, step)
-                run.save(step)
-            advance(1)
+                # 3. Report and save.
+                step += 1
+                log.add(losses, lesson)
+                if step % settings.log_every == 0 or step == settings.steps:
+                    log.write(step, settings.lr_at(step - 1))
+                if step == settings.steps or (settings.save_every and step % settings.save_every == 0):
+                    _check_finite(model, stage, step)
+                    run.save(step)
+                advance(1)
     for finished in (model, average):
         if finished is not None and method.kept_branch is not None:
             join_batch_norms(finished, method.kept_branch)
     return model if average is None else average.module
+
+
+def _on(device: torch.device, batch: Mapping[str, Tensor]) -> Batch:
+    return Batch(**{part: batch[part].to(device) for part in Batch._fields if part in batch})
 
 
 def _check_batch(task: Task, model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -192,6 +192,11 @@ class Method(Config):
         the finished model is the plain architecture with the norms of this branch."""
         return None
 
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps' images are made before the first of them."""
+        return 1
+
     def trained_on(self) -> tuple[str, ...]:
         """Families and names of the attacks seen in training: what robustness to *unseen* attacks must leave out."""
         return ()
@@ -202,6 +207,12 @@ class Method(Config):
     @abstractmethod
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         """The images of one step. `key` identifies (step, rank) and seeds everything random. The model is left as found."""
+
+    def lessons(
+        self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
+    ) -> list[Lesson]:
+        """The images of the next steps, as many as there are batches: `steps_at_once`, or fewer at the end of training."""
+        return [self.lesson(tools, model, batch, key) for batch, key in zip(batches, keys, strict=True)]
 
 
 def seen(attack: ImageAttack | LatentAttack) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Generative adversarial training, the method this project is named after."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,8 @@ class GAT(Method):
         oracle_filter: also leave out images on which the oracle no longer reads the label.
         train_on: the attack's 'final' image, a random one of its 'trajectory', or all its 'iterates' (the paper's way for scenes:
             "the first 10" of each starting image), which takes that many fewer starts. The start is never among them.
+        ahead: steps whose images are made at once, before the first of them, which makes the attack's passes that much wider. With
+            `train_on` 'iterates' every step's images then come from more starts, as each start's are dealt to all of them.
         weight: of an adversarial image's loss; a clean one's is 1.
         consistency: weight of KL(answer before the attack || answer after), in TRADES' manner: attacked images shall be
             answered as they were. Their start images then go through the model too, without a label loss.
@@ -60,6 +63,7 @@ class GAT(Method):
     only_fooling: bool = True
     oracle_filter: bool = False
     train_on: Literal["final", "trajectory", "iterates"] = "final"
+    ahead: int = Field(1, ge=1)
     weight: float = Field(1.0, ge=0)
     consistency: float = Field(0.0, ge=0)
     batch_norm: Literal["shared", "main", "auxiliary"] = "shared"
@@ -72,6 +76,10 @@ class GAT(Method):
     @property
     def kept_branch(self) -> Branch | None:
         return None if self.batch_norm == "shared" else self.batch_norm
+
+    @property
+    def steps_at_once(self) -> int:
+        return self.ahead
 
     def trained_on(self) -> tuple[str, ...]:
         return seen(self.attack)
@@ -93,20 +101,46 @@ class GAT(Method):
             attack.moved(tools.generator)
 
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
-        images, labels, _ = batch
+        return self.lessons(tools, model, [batch], [key])[0]
+
+    def lessons(
+        self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
+    ) -> list[Lesson]:
         space = tools.generator
         assert space is not None
 
-        # 1. As many random starts as it takes, drawn like the examples of the clean batch.
+        # 1. As many random starts as it takes, drawn like the examples of the clean batches.
         per_start = self.attack.max_steps if self.train_on == "iterates" else 1
-        count = max(math.ceil(round(self.oversample * len(images)) / max(per_start, 1)), 1)
-        like = torch.arange(count, device=labels.device) % len(labels)
-        start_labels = labels[like]
-        ids = torch.arange(count) + key * count
-        conditions = batch.conditions(space)[like]
+        drawn = [
+            self._starts(space, batch, key, max(per_start, 1))
+            for batch, key in zip(batches, keys, strict=True)
+        ]
+        starts = _Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
 
         # 2. Fool the model as it is now.
-        found = self._fool(tools, model, space, conditions, start_labels, ids, key)
+        found = self._fool(tools, model, space, starts)
+
+        # 3. Deal the images out.
+        shuffle = torch.Generator().manual_seed((self.seed * 1_000_003 + keys[0]) % 2**63)
+        shuffled = torch.randperm(len(found.rows), generator=shuffle).to(found.rows.device)
+        hands = [hand.sort().values for hand in shuffled.tensor_split(len(batches))]
+        return [
+            self._teach(tools, batch, found.take(hand), starts.labels)
+            for batch, hand in zip(batches, hands, strict=True)
+        ]
+
+    def _starts(self, space: GenerativeSpace, batch: Batch, key: int, per_start: int) -> "_Starts":
+        """Starts for as many images as the batch has."""
+        count = max(math.ceil(round(self.oversample * len(batch.images)) / per_start), 1)
+        like = torch.arange(count, device=batch.labels.device) % len(batch.labels)
+        ids = torch.arange(count) + key * count
+        share = min(self.turns_per_step, count)
+        turns = (key * self.turns_per_step + torch.arange(count) % share) % len(self.rotation)
+        return _Starts(batch.conditions(space)[like], batch.labels[like], ids, turns)
+
+    def _teach(self, tools: Tools, batch: Batch, found: "_Fooled", start_labels: Tensor) -> Lesson:
+        """The lesson of one step from what was found for it; `found.rows` are of `start_labels`."""
+        images, labels, _ = batch
         usable = found.success if self.only_fooling else found.attacked
         facts: dict[str, Any] = {
             "fooled_share": float(found.success.float().sum() / max(len(found.success), 1)),
@@ -124,11 +158,11 @@ class GAT(Method):
             facts["oracle_rejected_share"] = float((usable & ~reads).sum() / usable.sum().clamp(min=1))
             usable = usable & reads
 
-        # 3. As many of them as clean images.
+        # As many of them as clean images.
         chosen = usable.nonzero().squeeze(1)[: len(images)]
         facts["adversarial_share"] = len(chosen) / (len(chosen) + len(images))
 
-        # 4. Beside clean images; with their own starts, if they shall be answered like those.
+        # Beside clean images; with their own starts, if they shall be answered like those.
         clean, clean_labels = images, labels
         if self.clean == "generated":
             clean, clean_labels = found.start_images[: len(images)], start_labels[: len(images)]
@@ -155,54 +189,69 @@ class GAT(Method):
         pulls[lesson.num_clean :] = self.consistency
         return replace(lesson, anchors=anchors, pulls=pulls)
 
-    def _fool(
+    def _fool(self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts") -> "_Fooled":
+        """What each start's turn of the rotation makes of it, in their order; no more at a time than the generator's memory budget
+        allows."""
+        attacks = self.turns()
+        found = []
+        for turn in dict.fromkeys(starts.turns.tolist()):
+            attack = attacks[turn]
+            rows = (starts.turns == turn).nonzero().squeeze(1)
+            for part in rows.split(attack.max_width(space) or len(rows)):
+                found.append(self._attack(attack, tools, model, space, starts, part))
+        everything = _Fooled(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return everything.take(everything.rows.argsort(stable=True))
+
+    def _attack(
         self,
+        attack: LatentAttack,
         tools: Tools,
         model: nn.Module,
         space: GenerativeSpace,
-        conditions: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        key: int,
+        starts: "_Starts",
+        rows: Rows,
     ) -> "_Fooled":
-        """What this step's turns of the rotation make of random starts, in their order; no more at a time than the generator's
-        memory budget allows."""
-        attacks, share = self.turns(), min(self.turns_per_step, len(ids))
-        dealt = []
-        for i in range(share):
-            attack = attacks[(key * self.turns_per_step + i) % len(attacks)]
-            rows = torch.arange(i, len(ids), share)
-            dealt += [(attack, part) for part in rows.split(attack.max_width(space) or len(rows))]
-        found = []
-        for attack, rows in dealt:
-            here = rows.to(labels.device)
-            latents = space.sample(conditions[here], ids[rows], self.seed)
-            with routed(model, 0):
-                outcome = attack.run(
-                    tools.task, model, space, latents, labels[here],
-                    compute=tools.compute, record=self.train_on != "final",
-                )  # fmt: skip
-            images, from_start = outcome.images, torch.arange(len(rows), device=labels.device)
-            score = tools.task.score(outcome.predictions, labels[here])
-            if self.train_on == "trajectory":
-                place = seeded_uniform(self.seed, ids[rows], (), "iterate").to(images.device)
-                images = _iterate(outcome, attack, place)
-            elif self.train_on == "iterates":
-                images, from_start = _iterates(outcome, attack)
-            found.append(
-                _Fooled(
-                    images,
-                    here[from_start],
-                    outcome.start_images[from_start],
-                    outcome.attacked[from_start],
-                    outcome.success[from_start],
-                    outcome.iterations[from_start],
-                    score[from_start],
-                )
-            )
-        everything = _Fooled(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-        order = everything.rows.argsort(stable=True)
-        return _Fooled(*(part[order] for part in everything))
+        """What one attack makes of these starts."""
+        labels = starts.labels
+        here, ids = rows.to(labels.device), starts.ids[rows]
+        latents = space.sample(starts.conditions[here], ids, self.seed)
+        with routed(model, 0):
+            outcome = attack.run(
+                tools.task, model, space, latents, labels[here],
+                compute=tools.compute, record=self.train_on != "final",
+            )  # fmt: skip
+        images, from_start = outcome.images, torch.arange(len(rows), device=labels.device)
+        score = tools.task.score(outcome.predictions, labels[here])
+        if self.train_on == "trajectory":
+            place = seeded_uniform(self.seed, ids, (), "iterate").to(images.device)
+            images = _iterate(outcome, attack, place)
+        elif self.train_on == "iterates":
+            images, from_start = _iterates(outcome, attack)
+        return _Fooled(
+            images,
+            here[from_start],
+            outcome.start_images[from_start],
+            outcome.attacked[from_start],
+            outcome.success[from_start],
+            outcome.iterations[from_start],
+            score[from_start],
+        )
+
+
+class _Starts(NamedTuple):
+    """Where the attacks of one or more steps begin, a row each.
+
+    Attributes:
+        conditions: what the generator draws it from.
+        labels: what it shows.
+        ids: with the method's seed, the random latents. On the CPU, like `turns`.
+        turns: which of the rotation's attacks it gets.
+    """
+
+    conditions: Tensor
+    labels: Tensor
+    ids: Rows
+    turns: Rows
 
 
 class _Fooled(NamedTuple):
@@ -220,6 +269,10 @@ class _Fooled(NamedTuple):
     success: Verdicts
     iterations: Tensor
     score: PerExample
+
+    def take(self, rows: Rows) -> "_Fooled":
+        """These rows."""
+        return _Fooled(*(part[rows] for part in self))
 
 
 def _steps_taken(outcome: Outcome, attack: LatentAttack) -> Tensor:

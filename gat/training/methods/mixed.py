@@ -34,12 +34,14 @@ class Mixed(Method):
     how: Literal["in_turn", "split"] = "split"
 
     @model_validator(mode="after")
-    def _one_branch(self) -> "Mixed":
+    def _fit_together(self) -> "Mixed":
         kept = {method.kept_branch for method in self.methods} - {None}
         if len(kept) > 1:
             raise ValueError(
                 "the methods keep different batch norms in the finished model; choose one of main, auxiliary"
             )
+        if any(method.steps_at_once > 1 for method in self.methods):
+            raise ValueError("mixed methods make the images of one step at a time; set `ahead` to 1")
         return self
 
     @property

@@ -283,6 +283,38 @@ def test_a_start_goes_through_the_model_once_however_many_images_it_became(tools
     assert lesson.pulls.tolist() == [0.0] * lesson.num_clean + [1.0] * len(after)
 
 
+@pytest.mark.parametrize("ahead", [2, 3, 10])
+def test_what_is_made_ahead_is_what_single_steps_make_dealt_to_all_of_them(tools, model, batch, ahead):
+    options: dict = {"rotation": ROTATION, "train_on": "iterates", "only_fooling": False}
+    options["attack"] = LatentAttack(max_steps=4, step_size={"*": 0.05}, stop_when_fooled=False)
+    batches = [Batch(batch[0].roll(i, 0), batch[1].roll(i, 0)) for i in range(ahead)]
+    keys = list(range(5, 5 + ahead))
+    alone = [GAT(**options).lesson(tools, model, one, key) for one, key in zip(batches, keys, strict=True)]
+    together = GAT(**options, ahead=ahead).lessons(tools, model, batches, keys)
+
+    def pictures(lessons: list[Lesson]) -> Tensor:
+        """Of all lessons, with their labels, in an order of their own."""
+        rows = [
+            torch.cat([image.flatten(1), label[:, None]], 1) for image, label in map(adversarial, lessons)
+        ]
+        everything = torch.cat(rows)
+        return everything[everything[:, :-1].double().sum(1).argsort()]
+
+    torch.testing.assert_close(pictures(together), pictures(alone), rtol=0, atol=1e-5)
+    for lesson, one in zip(together, batches, strict=True):
+        assert torch.equal(lesson.images[: lesson.num_clean], one.images)
+        assert torch.equal(lesson.labels[: lesson.num_clean], one.labels)
+    sizes = [len(adversarial(lesson)[0]) for lesson in together]
+    assert max(sizes) - min(sizes) <= 1
+
+    # Iterates of one start look alike: a step that draws from more starts has more different pictures.
+    def spread(lessons: list[Lesson]) -> float:
+        images = [adversarial(lesson)[0].flatten(1) for lesson in lessons]
+        return float(torch.stack([torch.cdist(some, some).median() for some in images if len(some)]).mean())
+
+    assert spread(together) > spread(alone)
+
+
 def test_the_attack_goes_through_the_auxiliary_batch_norms(tools, model, batch):
     """Those are made to answer class 1, whatever they see: nothing else is right at the start, and nothing fools."""
     method = GAT(rotation=(("all", "both"),), batch_norm="main", only_fooling=False)

@@ -77,3 +77,8 @@ def test_it_is_configured_by_names():
     assert [method.name for method in mixed.methods] == ["gat", "trades"]
     with pytest.raises(ValueError, match="mixed"):
         Mixed.model_validate({"methods": [{"name": "mixed"}]})
+
+
+def test_what_makes_images_of_several_steps_at_once_is_not_mixed():
+    with pytest.raises(ValueError, match="one step at a time; set `ahead` to 1"):
+        Mixed(methods=(AT, GAT(ahead=2)))
