@@ -132,6 +132,23 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, monkeypatch, capsy
     clean = found["rows"][0]["metrics"]["pixel_accuracy"]["value"]
     assert cells["segmentation", "original", "clean"]["value"] == pytest.approx(clean)
 
+    # One task again: the other keeps its rows, without its runs, and is of the commit it was measured on.
+    (tmp_path / "runs/seed0/detection").rename(tmp_path / "gone")
+    table["origins"]["detection"]["commit"] = "long ago"
+    (tmp_path / "results/table.json").write_text(json.dumps(table))
+    command = ["reproduce", "table1", "--config", str(tmp_path / "table1.yaml"), "--task"]
+    assert main([*command, "segmentation"]) == 0
+    again = json.loads((tmp_path / "results/table.json").read_text())
+    assert again["rows"] == table["rows"]
+    assert again["other_attacks"] == table["other_attacks"]
+    assert again["protocols"] == table["protocols"]
+    assert again["origins"]["detection"]["commit"] == "long ago"
+    assert again["origins"]["segmentation"] == table["origins"]["segmentation"]
+    assert main([*command, "segmentation", "runs.detection.train.steps=77"]) == 2
+    assert "has detection of other settings than these; run it too" in capsys.readouterr().err
+    assert main([*command, "classification"]) == 2
+    assert "there is no task classification; on offer: segmentation, detection" in capsys.readouterr().err
+
 
 def test_a_dry_run_says_what_memory_the_attacks_will_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "scenes.yaml").write_text(SCENES["segmentation"])
