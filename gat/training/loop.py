@@ -1,5 +1,6 @@
 """The training loop, all of it: teach a model with a method until the last step, resumable at any checkpoint."""
 
+import copy
 import json
 import math
 import os
@@ -35,6 +36,8 @@ class TrainSettings(Config):
         lr, warmup_steps, schedule: peak learning rate, linear warm-up, then 'cosine' to zero, 'linear' to zero or 'constant'.
         clip_norm: of the gradient; 0 is off.
         ema_decay: average the weights and return the average; 0 is off.
+        interpolate: share of the trained weights in those that are returned, batch statistics included; the others are those
+            training started from, which gives back some clean accuracy (Wortsman et al. 2022, Eq. 1). 1 is off.
         log_every, save_every: steps. `save_every` 0 saves at the end only.
         num_workers: of the data loader.
     """
@@ -50,6 +53,7 @@ class TrainSettings(Config):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip_norm: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
+    interpolate: float = Field(1.0, gt=0, le=1)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(200, ge=0)
     num_workers: int = Field(0, ge=0)
@@ -90,7 +94,8 @@ def train(
     seed: int = 0,
     stage: str = "train",
 ) -> nn.Module:
-    """Teach `model` in place and return it (or its running average, with `ema_decay`). Its architecture stays what it is.
+    """Teach `model` in place and return it (or its running average, with `ema_decay`; on the way there from its start, with
+    `interpolate`). Its architecture stays what it is.
 
     Writes `folder/state.pt` to resume from and appends to `folder/metrics.jsonl`. Called again with the same arguments it
     goes on where it stopped and ends bit-equal to a run that was never stopped.
@@ -108,6 +113,7 @@ def train(
     settings.check(method)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     folder.mkdir(parents=True, exist_ok=True)
+    start = copy.deepcopy(model).to(device) if settings.interpolate < 1 else None
     if method.kept_branch is not None:
         split_batch_norms(model)
     # Channels last is the faster layout for convolutions, on CPUs by a factor.
@@ -118,7 +124,7 @@ def train(
         if settings.ema_decay
         else None
     )
-    run = _State(folder, accelerator, model, optimizer, average, settings)
+    run = _State(folder, accelerator, model, optimizer, average, start, settings)
     step = first_step = run.load()
     # Only the wrapper is handed to Accelerate, which patches its forward and may put DDP around it. `model` itself stays
     # plain: attacks use it without collectives, without autocast surprises, and as many passes as each process needs.
@@ -162,7 +168,19 @@ def train(
     for finished in (model, average):
         if finished is not None and method.kept_branch is not None:
             join_batch_norms(finished, method.kept_branch)
-    return model if average is None else average.module
+    learnt = model if average is None else average.module
+    if start is not None:
+        _interpolate(learnt, start, settings.interpolate)
+    return learnt
+
+
+@torch.no_grad()
+def _interpolate(model: nn.Module, start: nn.Module, share: float) -> None:
+    """Leaves `share` of the model's way from its start. What is counted, not measured, stays the model's."""
+    there = start.state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.lerp(there[name], value, share))
 
 
 def _on(device: torch.device, batch: Mapping[str, Tensor]) -> Batch:
@@ -236,9 +254,11 @@ class _Log:
     def add(self, losses: Tensor, lesson: Lesson) -> None:
         self.sums.setdefault("loss", []).append(losses.sum() / lesson.total_weight)
         clean, adversarial = losses[: lesson.num_clean], losses[lesson.num_clean :]
-        for name, part in (("loss_clean", clean), ("loss_adversarial", adversarial)):
-            if len(part):
-                self.sums.setdefault(name, []).append(part.mean())
+        if len(clean):  # mere anchors weigh nothing
+            weight = len(clean) if lesson.weights is None else lesson.weights[: len(clean)].sum()
+            self.sums.setdefault("loss_clean", []).append(clean.sum() / weight)
+        if len(adversarial):
+            self.sums.setdefault("loss_adversarial", []).append(adversarial.mean())
         for name, value in lesson.facts.items():
             self.sums.setdefault(name, []).append(torch.tensor(value))
         self.images += len(losses)
@@ -262,7 +282,7 @@ class _Log:
 
 
 class _State:
-    """Everything a run needs to go on: weights, optimiser, averages, fp16 scale. All else is a function of the step."""
+    """Everything a run needs to go on: weights, optimiser, averages, start, fp16 scale. All else is a function of the step."""
 
     def __init__(
         self,
@@ -271,12 +291,15 @@ class _State:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
+        start: nn.Module | None,
         settings: TrainSettings,
     ) -> None:
         self.path, self.accelerator, self.settings = folder / "state.pt", accelerator, settings
         self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
         if average is not None:
             self.parts["average"] = average
+        if start is not None:
+            self.parts["start"] = start
         if accelerator.scaler is not None:
             self.parts["scaler"] = accelerator.scaler
 
@@ -290,6 +313,10 @@ class _State:
             raise ValueError(
                 f"{self.path} is of a run with {state['settings']} on {state['num_processes']} processes, this one has "
                 f"{wanted} on {self.accelerator.num_processes}; choose another folder or remove it"
+            )
+        if missing := sorted(self.parts.keys() - state.keys()):
+            raise ValueError(
+                f"{self.path} is of a run with other settings and has no {', '.join(missing)}; choose another folder or remove it"
             )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])

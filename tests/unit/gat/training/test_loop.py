@@ -110,6 +110,31 @@ def test_reports_are_finite_and_where_they_should_be(tmp_path, accelerator):
         assert {"loss", "loss_clean", "lr", "images_per_sec"} <= row.keys()
 
 
+def test_the_clean_loss_is_that_of_images_with_a_label_loss(tmp_path, accelerator):
+    """Anchors, which stand among the clean images with weight 0, do not thin it."""
+
+    class Anchored(Standard):
+        def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+            plain, n = super().lesson(tools, model, batch, key), len(batch.images)
+            return replace(
+                plain,
+                images=plain.images.repeat(2, 1, 1, 1),
+                labels=plain.labels.repeat(2),
+                num_clean=2 * n,
+                weights=torch.arange(2 * n).lt(n).float(),
+            )
+
+    settings = TrainSettings(steps=1, **QUICK)
+    for method in (Standard(), Anchored()):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        nn.init.constant_(model[1].weight, 0.01)
+        nn.init.zeros_(model[1].bias)
+        train(model, Blobs(), method, Tools(TASK), settings, accelerator, tmp_path / type(method).__name__)
+    plain, anchored = (rows(tmp_path / name)[0] for name in ("Standard", "Anchored"))
+    assert anchored["loss_clean"] == pytest.approx(plain["loss_clean"])
+    assert anchored["loss"] == pytest.approx(plain["loss"])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -117,6 +142,7 @@ def test_reports_are_finite_and_where_they_should_be(tmp_path, accelerator):
         {"optimizer": "adamw", "ema_decay": 0.8},
         {"optimizer": "sgd", "momentum": 0.9, "accumulate": 2},
         {"optimizer": "sgd", "momentum": 0.0, "ema_decay": 0.5},
+        {"optimizer": "adamw", "interpolate": 0.7},
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
@@ -199,6 +225,30 @@ def test_pulled_images_are_accumulated_with_their_anchors(tmp_path, accelerator)
     ours, theirs = rows(tmp_path / "one")[-1], rows(tmp_path / "three")[-1]
     for name in ("loss", "loss_clean", "loss_adversarial"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}], ids=["plain", "average"])
+def test_interpolated_weights_lie_between_the_start_and_the_trained(tmp_path, accelerator, options):
+    start = conv_classifier(seed=0).state_dict()
+    settings = TrainSettings(steps=5, lr=0.01, **QUICK, **options)
+    trained = run(tmp_path / "whole", accelerator, settings).state_dict()
+    for share in (0.25, 1.0):
+        some = settings.model_copy(update={"interpolate": share})
+        found = run(tmp_path / str(share), accelerator, some).state_dict()
+        assert found.keys() == trained.keys()
+        for name, value in found.items():
+            counted = not value.is_floating_point()
+            wanted = trained[name] if counted else (1 - share) * start[name] + share * trained[name]
+            torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_start_that_was_not_saved_is_missed(tmp_path, accelerator):
+    settings = TrainSettings(steps=3, **QUICK)
+    run(tmp_path, accelerator, settings)
+    with pytest.raises(
+        ValueError, match=r"state\.pt is of a run with other settings and has no start; choose another folder"
+    ):
+        run(tmp_path, accelerator, settings.model_copy(update={"interpolate": 0.5}))
 
 
 def test_images_made_at_once_are_of_the_model_before_the_first_of_their_steps(tmp_path, accelerator, tools):
