@@ -22,13 +22,13 @@ def fashion_gat(results: Path) -> str:
 
 
 def fashion_gat_recipes(results: Path) -> str:
-    """Both ways to teach attacked pictures, and a smaller network. The `gat` of each has steps of its own, so it has another name here."""
+    """Both ways to teach attacked pictures, and a smaller network. Its `gat` is the `gat-large` of the others."""
     names = ("fashion_gat", "fashion_gat_labels", "fashion_gat_narrow")
     found = [_by(_read(results, name), "attack", "model", "metric") for name in names]
     lines = []
     for title, *attacks in (
         ("clean, real images", "clean", "clean", "clean"),
-        ("`gat-medium`", "gat-medium", "gat", None),
+        ("`gat`", "gat", "gat", None),
         ("`gat-large`", "gat-large", "gat-large", "gat"),
         ("`gat-loss`", "gat-loss", "gat-loss", None),
         ("`gat-all`", "gat-all", "gat-all", "gat-all"),
