@@ -126,7 +126,10 @@ def bench_attack(results: Path) -> str:
         ("finished examples leave, slots refill", "finished examples leave, slots refill"),
         ("channels-last memory layout", "channels_last"),
         ("fine layers resume behind the others", "prefix reuse"),
+        ("bfloat16, with a verdict in float32", "bfloat16, float32 verdict"),
     ):
+        if not all(ideas[idea, model]["in_ours"] for model in models):
+            continue
         lines.append([title, *(f"{ideas[idea, model]['ratio_to_previous']:.1f}" for model in models)])
     lines.append(
         [

@@ -37,7 +37,7 @@ class TrainSettings(Config):
         clip_norm: of the gradient; 0 is off.
         ema_decay: average the weights and return the average; 0 is off.
         interpolate: share of the trained weights in those that are returned, batch statistics included; the others are those
-            training started from, which gives back some clean accuracy (Wortsman et al. 2022, Eq. 1). 1 is off.
+            training started from, which gives back some clean accuracy (WiSE-FT, Wortsman et al. 2022). 1 is off.
         log_every, save_every: steps. `save_every` 0 saves at the end only.
         num_workers: of the data loader.
     """

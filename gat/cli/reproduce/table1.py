@@ -77,7 +77,7 @@ def reproduce(config: Table1Config, only: str | None, command: str, tasks: Seque
     if unknown := sorted(set(tasks) - config.runs.keys()):
         raise ValueError(f"there is no task {', '.join(unknown)}; on offer: {', '.join(config.runs)}")
     tasks = [task for task in config.runs if task in tasks] or list(config.runs)
-    kept = _kept(config, RESULTS, tasks)  # before hours of work
+    kept = _kept(config, RESULTS, tasks) if only is None else {}  # before hours of work
     is_main = True
     for seed in config.seeds:
         for task in tasks:
