@@ -38,7 +38,7 @@ def fashion_gat_recipes(results: Path) -> str:
         cells = [
             _seeds(rows[attack, model, "accuracy"]) if attack else ""
             for rows, attack in zip(found, attacks, strict=True)
-            for model in _TABLE1_MODELS
+            for model in _MODELS
         ]
         lines.append([title, *cells])
     header = [
@@ -64,10 +64,10 @@ def table1(results: Path) -> str:
     columns = [
         (task, clean) for task in ("classification", "segmentation", "detection") for clean in (True, False)
     ]
-    lines = [[model, *(ours[task, model, clean] for task, clean in columns)] for model in _TABLE1_MODELS]
+    lines = [[model, *(ours[task, model, clean] for task, clean in columns)] for model in _MODELS]
     lines += [
         [f"*paper, {model}*", *(f"*{' / '.join(paper[task, model, clean])}*" for task, clean in columns)]
-        for model in _TABLE1_MODELS
+        for model in _MODELS
     ]
     header = [
         "model",
@@ -97,7 +97,7 @@ def table1_others(results: Path) -> str:
     scenes = ("segmentation", "detection")
     lines = []
     for attack, title in titles.items():
-        cells = [rows.get((task, attack, model)) for task in scenes for model in _TABLE1_MODELS]
+        cells = [rows.get((task, attack, model)) for task in scenes for model in _MODELS]
         if any(cells):
             lines.append([title, *(_percent(row["value"]) if row else "" for row in cells)])
     return _table(["attack", "segmenter, original", "gat", "detector, original", "gat"], lines)
@@ -170,7 +170,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "bench_peers": bench_peers,
 }
 
-_TABLE1_MODELS = ("original", "gat")
+_MODELS = ("original", "gat")
 
 
 def fill(text: str, results: Path) -> str:
