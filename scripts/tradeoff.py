@@ -130,16 +130,16 @@ def main() -> None:
                 advance(1)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
-        content = {
-            "command": shlex.join(["python", *sys.argv]),
-            "n": args.n,
-            "seed": args.seed,
-            "rows": rows,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(args.out.name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, args.out)
+        write(args.out, {"n": args.n, "seed": args.seed}, rows)
+
+
+def write(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """The rows, and the command that made them; never half a file."""
+    content = {"command": shlex.join(["python", *sys.argv]), **about, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:

@@ -170,12 +170,12 @@ def train(
             join_batch_norms(finished, method.kept_branch)
     learnt = model if average is None else average.module
     if start is not None:
-        _interpolate(learnt, start, settings.interpolate)
+        interpolate(learnt, start, settings.interpolate)
     return learnt
 
 
 @torch.no_grad()
-def _interpolate(model: nn.Module, start: nn.Module, share: float) -> None:
+def interpolate(model: nn.Module, start: nn.Module, share: float) -> None:
     """Leaves `share` of the model's way from its start. What is counted, not measured, stays the model's."""
     there = start.state_dict()
     for name, value in model.state_dict().items():
