@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gat.attacks import PGD, FastLPA, LatentAttack
@@ -42,6 +43,11 @@ SMALL: dict[str, Method] = {
         )
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
 
 
 @pytest.fixture(params=METHODS)
