@@ -3,19 +3,21 @@
     python scripts/publish_results.py runs/fashion_gat_0 runs/fashion_gat_1 runs/fashion_gat_2 --out results/fashion_gat
 
 The runs may differ in their seed alone. Accuracies are over the examples of all seeds together (n says how many), so the
-interval covers the choice of examples; the value of every seed stands beside it as `per_seed`.
+interval covers the choice of examples; the value of every seed stands beside it as `per_seed`. `pairs` counts the examples that only
+one of two models has right.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gat.evaluation.records import archive_records, read_records
-from gat.report.statistics import by_cell, summarize
+from gat.evaluation.records import Record, archive_records, read_records
+from gat.report.statistics import BASELINE, by_cell, compare, mcnemar, summarize
 from gat.report.tables import result_rows
 
 VARIES = {"seed", "name", "out"}  # between runs of one result
@@ -69,6 +71,7 @@ def main() -> None:
         "versions": provenance["versions"],
         "protocols": provenance["protocols"],
         "rows": rows,
+        "pairs": pairs(per_seed),
     }  # fmt: skip
     write(args.out / "table.json", json.dumps(table, indent=1) + "\n")
     write(args.out / "table.md", markdown(rows))
@@ -77,6 +80,35 @@ def main() -> None:
         ((seed, record) for seed, records in zip(seeds, per_seed, strict=True) for record in records),
     )
     print(markdown(rows))
+
+
+def pairs(per_seed: Sequence[Sequence[Record]]) -> list[dict[str, Any]]:
+    """Every other model beside the undefended one on the same examples of the same seed, under each attack."""
+    cells = [by_cell(records) for records in per_seed]
+    rows = []
+    for key in cells[0]:
+        if key.model == BASELINE:
+            continue
+        found = [compare(cell[key._replace(model=BASELINE)], cell[key]) for cell in cells]
+        counted = [pair for pair in found if pair is not None]
+        n, lost, won = (
+            sum(getattr(pair, part) for pair in counted) for part in ("n", "only_first", "only_second")
+        )
+        rows.append(
+            {
+                "attack": "clean" if key.column.attack == "none" else key.column.attack,
+                "protocol": key.column.protocol,
+                "model": key.model,
+                "baseline": BASELINE,
+                "n": n,
+                "only_baseline": lost,
+                "only_model": won,
+                "difference": (won - lost) / n,
+                "p_value": mcnemar(lost, won),
+                "per_seed": [round(pair.difference, 4) for pair in counted],
+            }
+        )
+    return rows
 
 
 def identity(row: dict[str, Any]) -> tuple[str, ...]:
