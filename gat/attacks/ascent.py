@@ -65,6 +65,14 @@ def _blind(gradients: Latents) -> Bool[Tensor, " b"]:
     return torch.stack(peaks).amax(0) == 0
 
 
+def _choose(new: Latents, old: Latents, where: Bool[Tensor, " b"]) -> Latents:
+    """The new ones of these examples, the old ones of the others. Only a CPU is asked whether that is all of them, the common case:
+    a device would have to be waited for."""
+    if where.device.type == "cpu" and bool(where.all()):
+        return dict(new)
+    return {name: torch.where(per_example(where, value), value, old[name]) for name, value in new.items()}
+
+
 Keep = Literal["best", "last", "nearest"]
 
 
@@ -139,16 +147,15 @@ class Slots:
         self.iterations = torch.where(~self.finished & ~self.best_fooled, self.age, self.iterations)
         if keep == "nearest":
             self.best_distance = torch.where(better, distance, self.best_distance)
-        for name, value in self.latents.items():
-            self.best[name] = torch.where(per_example(better, value), value, self.best[name])
+        self.best = _choose(self.latents, self.best, better)
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.best_fooled = torch.where(better, fooled, self.best_fooled)
 
-    def step(self, uphill: Latents, move: "Move", running: Bool[Tensor, " s"]) -> None:
-        """Move the running ones."""
+    def step(self, uphill: Latents, move: "Move", running: Bool[Tensor, " s"], stay: bool) -> None:
+        """Move the running ones. The others need not `stay` where they are if their slots are about to be handed on: what is left
+        of them is in `best`."""
         stepped = move(self.latents, uphill, self)
-        for name, value in self.latents.items():
-            self.latents[name] = torch.where(per_example(running, value), stepped[name], value)
+        self.latents = _choose(stepped, self.latents, running) if stay else stepped
         self.age = self.age + running.long()
 
     def write(self, slots: Tensor, result: Ascent) -> None:
@@ -182,7 +189,8 @@ Record = Callable[[Latents, Rows], Tensor]
 """Current iterates, which examples they are -> what to keep of each, [b, ...]."""
 
 Move = Callable[[Latents, Latents, Slots], Latents]
-"""Latents, their gradient, the slots they are in -> latents one step uphill. `Slots.finished` ones are not moved whatever it says."""
+"""Latents, their gradient, the slots they are in -> latents one step uphill, as new tensors: the given ones may be the best so far.
+`Slots.finished` ones are not moved whatever it says."""
 
 
 @torch.no_grad()
@@ -275,6 +283,9 @@ def ascend(
         slots.keep(loss, fooled, keep)
 
         # 3. Step, unless this was an example's last look.
+        turn += 1
+        last_look = not stop_when_fooled and lockstep_age >= max_steps
+        hand_on = turn % sync_every == 0 or last_look
         slots.finished = slots.finished | (slots.age >= max_steps)
         if stop_when_fooled:
             slots.finished = slots.finished | fooled
@@ -282,13 +293,11 @@ def ascend(
             running = ~slots.finished
             if uphill:
                 result.zero_gradients[rows] += (running & _blind(uphill)).long()
-            slots.step(uphill, move, running)
+            slots.step(uphill, move, running, stay=not hand_on)
         lockstep_age += 1
 
         # 4. Hand the slots of finished examples on.
-        turn += 1
-        last_look = not stop_when_fooled and lockstep_age > max_steps
-        if turn % sync_every == 0 or last_look:
+        if hand_on:
             free = slots.finished.nonzero().squeeze(1)
             if len(free):
                 slots.write(free, result)

@@ -49,13 +49,15 @@ def project(
     """
     if norm == "l1":
         return _project_l1(x, center, eps, bounds)
+    # From here on in place: new memory costs a CPU more than the sums do.
     offset = x - center
     if norm == "linf":
-        inside = center + offset.clamp(-eps, eps)
+        offset.clamp_(-eps, eps)
     else:
         length = l2_norm(offset).clamp(min=1e-12)
-        inside = center + offset * per_example((eps / length).clamp(max=1.0), offset)
-    return inside if bounds is None else inside.clamp(*bounds)
+        offset.mul_(per_example((eps / length).clamp(max=1.0), offset))
+    inside = offset.add_(center)
+    return inside if bounds is None else inside.clamp_(*bounds)
 
 
 def _project_l1(
@@ -116,7 +118,7 @@ class Steps:
         for name, x in latents.items():
             g = gradient[name]
             if self.norm == "linf":
-                x = x + self.size[name] * g.sign()
+                x = g.sign().mul_(self.size[name]).add_(x)  # in place, as in `project`
             else:
                 # Scaled by its largest entry first, so that the squares of tiny gradients do not vanish.
                 g = g / per_example(linf_norm(g).clamp(min=1e-30), g)
