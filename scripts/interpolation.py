@@ -1,6 +1,6 @@
 """What does a run gain and lose between its clean start and where training led?
 
-    python scripts/interpolation.py runs/fashion_gat_3 runs/fashion_gat_4 --out results/fashion_gat/interpolation.json
+    python scripts/interpolation.py runs/fashion_gat_3 runs/fashion_gat_4 --out results/fashion_gat/interpolation.json --plot curve.png
 
 For several shares of the way (`train.interpolate` is the one that a run returns): clean accuracy of the undefended and of the trained
 model on the test images, and what the run's own latent attack leaves them on latents, or layouts, that are not judged. It reads the
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader
 from tradeoff import pictures, scenes, write
@@ -21,6 +23,8 @@ from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
 from gat.progress import progress
+from gat.report.names import model_name
+from gat.report.plots import SERIES
 from gat.training.loop import interpolate
 
 
@@ -72,6 +76,7 @@ def main() -> None:
         "--seed", type=int, default=3, help="of the latents; those of the run's own are judged"
     )
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="a picture of the curves")
     args = parser.parse_args()
 
     opened = [open_run(load(RunConfig, [path / "config.yaml"], [f"out={path}"])) for path in args.runs]
@@ -91,6 +96,46 @@ def main() -> None:
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
         write(args.out, {"attack": args.attack, "n": args.n, "seed": args.seed}, rows)
+    if args.plot:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        draw(rows).savefig(args.plot, dpi=200)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Clean against attacked, a thin line for every run and a thick one for their mean, with the shares along it."""
+    names = list(rows[0])
+    clean_name = next(name for name in names if name.startswith("clean_"))
+    left_name = next(
+        name for name in names if name.endswith(("_left", "_after")) and not name.startswith("oracle")
+    )
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for color, model in zip(SERIES, dict.fromkeys(row["model"] for row in rows), strict=False):
+        shares = sorted({row["share"] for row in rows})
+        runs = list(dict.fromkeys(row["run"] for row in rows))
+        value = {(row["run"], row["share"]): row for row in rows if row["model"] == model}
+        lines = torch.tensor(
+            [
+                [[100 * value[run, share][name] for name in (clean_name, left_name)] for share in shares]
+                for run in runs
+            ]
+        )
+        for line in lines if len(lines) > 1 else ():
+            axes.plot(*line.T, color=color, linewidth=0.7, alpha=0.5)
+        mean = lines.mean(0)
+        axes.plot(*mean.T, color=color, linewidth=2, marker="o", markersize=4, label=model_name(model))
+        for share, place in zip(shares, mean.tolist(), strict=True):
+            if share in (0, 1) if model == ORIGINAL else share:
+                axes.annotate(
+                    f"{share:g}", place, (5, 3), textcoords="offset points", fontsize=8, color=color
+                )
+    axes.set_xlabel("clean, %")
+    axes.set_ylabel("under the attack, %")
+    axes.set_title("Share of the way from the clean start", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    return figure
 
 
 def attack_of(run: Run, name: str, seed: int) -> LatentAttack:

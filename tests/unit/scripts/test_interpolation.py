@@ -59,7 +59,9 @@ def measured(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, 
 
 def test_the_runs_own_share_has_the_runs_own_numbers(script, monkeypatch, folder):
     run = open_run(load(RunConfig, [folder / "config.yaml"], [f"out={folder}"]))
-    rows = measured(script, monkeypatch, folder, "--share", "0", "0.75", "1")
+    plot = folder / "curve.png"
+    rows = measured(script, monkeypatch, folder, "--share", "0", "0.75", "1", "--plot", str(plot))
+    assert plot.read_bytes().startswith(b"\x89PNG")
     assert [(row["model"], row["share"]) for row in rows] == [
         (model, share) for model in ("original", "gat") for share in (0, 0.75, 1)
     ]
