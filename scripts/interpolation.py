@@ -24,7 +24,7 @@ from gat.cli.table import print_table
 from gat.config import load
 from gat.progress import progress
 from gat.report.names import model_name
-from gat.report.plots import SERIES
+from gat.report.plots import SERIES, to_png
 from gat.training.loop import interpolate
 
 
@@ -98,7 +98,7 @@ def main() -> None:
         write(args.out, {"attack": args.attack, "n": args.n, "seed": args.seed}, rows)
     if args.plot:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
-        draw(rows).savefig(args.plot, dpi=200)
+        args.plot.write_bytes(to_png(draw(rows)))
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
@@ -111,6 +111,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    axes.set_facecolor("none")
     for color, model in zip(SERIES, dict.fromkeys(row["model"] for row in rows), strict=False):
         shares = sorted({row["share"] for row in rows})
         runs = list(dict.fromkeys(row["run"] for row in rows))

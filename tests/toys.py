@@ -1,7 +1,9 @@
 """Tiny models, generators and data whose answers are known, for tests."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +13,11 @@ from torch.utils.data import Dataset
 from generators.spade.config import SPADEConfig
 from generators.spade.networks import Generator as SPADEGenerator
 from generators.spade.space import SPADESpace
+from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
 from generators.stylegan2.generator import Generator
 from generators.stylegan2.space import StyleGAN2Space
+from tasks.datasets.fashion_mnist import CLASSES as GARMENTS
 from tasks.datasets.fashion_scenes import FashionScenes, FashionScenesConfig
 
 CLASSES = ("circle", "square", "triangle")
@@ -86,6 +90,14 @@ def tiny_generator(seed: int = 0, **settings: Any) -> Generator:
             if "torgb.weight" in name:
                 parameter.data.mul_(0.2)
     return generator
+
+
+def tiny_garments(folder: Path) -> Path:
+    """A file with a random StyleGAN2 of Fashion-MNIST's classes, for runs."""
+    generator, path = tiny_generator(c_dim=len(GARMENTS), img_resolution=32), folder / "tiny.safetensors"
+    metadata = {"classes": json.dumps(GARMENTS)}
+    write_safetensors(path, Checkpoint(generator.config, dict(generator.state_dict()), None, metadata))
+    return path
 
 
 def tiny_space(architecture: str = "skip", **options: Any) -> StyleGAN2Space:

@@ -190,7 +190,7 @@ Record = Callable[[Latents, Rows], Tensor]
 
 Move = Callable[[Latents, Latents, Slots], Latents]
 """Latents, their gradient, the slots they are in -> latents one step uphill, as new tensors: the given ones may be the best so far.
-`Slots.finished` ones are not moved whatever it says."""
+What it says of `Slots.finished` ones is not looked at."""
 
 
 @torch.no_grad()

@@ -12,9 +12,8 @@ import pytest
 
 from gat.cli import main
 from gat.evaluation.records import Record, read_records
-from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from tasks.datasets.fashion_mnist import CLASSES
-from tests.toys import tiny_generator
+from tests.toys import tiny_garments
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,11 +51,7 @@ def train_gat(
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("config")
-    generator = tiny_generator(c_dim=10, img_resolution=32)
-    metadata = {"classes": json.dumps(CLASSES)}
-    path = folder / "tiny.safetensors"
-    write_safetensors(path, Checkpoint(generator.config, dict(generator.state_dict()), None, metadata))
-    (folder / "tiny.yaml").write_text(CONFIG.replace("GENERATOR", str(path)))
+    (folder / "tiny.yaml").write_text(CONFIG.replace("GENERATOR", str(tiny_garments(folder))))
     return folder / "tiny.yaml"
 
 

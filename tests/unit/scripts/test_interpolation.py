@@ -11,9 +11,7 @@ from gat.cli.compose import RunConfig, open_run
 from gat.cli.train import train_models
 from gat.config import load
 from gat.training.loop import interpolate
-from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
-from tasks.datasets.fashion_mnist import CLASSES
-from tests.toys import tiny_generator
+from tests.toys import tiny_garments
 
 CONFIG = """
 name: tiny
@@ -38,11 +36,7 @@ gallery: {num_examples: 1}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run."""
     place = tmp_path_factory.mktemp("interpolation")
-    generator = tiny_generator(c_dim=10, img_resolution=32)
-    metadata = {"classes": json.dumps(CLASSES)}
-    path = place / "tiny.safetensors"
-    write_safetensors(path, Checkpoint(generator.config, dict(generator.state_dict()), None, metadata))
-    (place / "config.yaml").write_text(CONFIG.replace("GENERATOR", str(path)))
+    (place / "config.yaml").write_text(CONFIG.replace("GENERATOR", str(tiny_garments(place))))
     run = open_run(load(RunConfig, [place / "config.yaml"], [f"out={place}"]))
     train_models(run)
     return place
