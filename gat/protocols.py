@@ -149,6 +149,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ComparableOutputs(Protocol):
+    """What a model returns, where it is not one tensor of logits but can still be compared between images."""
+
+    def divergence(self, anchors: Rows) -> PerExample:
+        """How far the answer to every image is from that to image `anchors` of the batch: 0 to its own, differentiable in both."""
+        ...
+
+
+@runtime_checkable
 class Examples(Protocol):
     """A map-style data set; items are {"images": [c, h, w] in [0, 1], "labels": int or tensor, "ids": int}, those of scenes with
     "layouts": semantic and instance map, int64 [2, h, w]."""

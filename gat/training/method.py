@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gat.attacks import PGD, Combined, Compute, ImageAttack, LatentAttack, Recolor, Spatial, WorstOf
 from gat.config import Config
 from gat.latents import Images, PerExample, Rows
-from gat.protocols import GenerativeSpace, Task
+from gat.protocols import ComparableOutputs, GenerativeSpace, Task
 from gat.training.batch_norm import Branch
 
 
@@ -79,7 +79,7 @@ class Lesson:
         facts: numbers for the log.
         weights: of the label losses; None is 1 each.
         anchors: row of each image's anchor; its own where it has none. None: nobody has one.
-        pulls: weight of KL(answer to the anchor || answer to the image); None without anchors.
+        pulls: weight of the divergence between the answers to the anchor and to the image; None without anchors.
     """
 
     images: Images
@@ -99,19 +99,26 @@ class Lesson:
         """Loss of every image, from the answers of the model in training mode.
 
         Raises:
-            ValueError: for anchors, where the answers are not one tensor of logits.
+            ValueError: for anchors, where the answers are neither one tensor of logits nor `ComparableOutputs`.
         """
         label_loss = getattr(task, "training_loss", task.loss)  # which may smooth labels
         losses: Tensor = label_loss(outputs, self.labels)
         if self.weights is not None:
             losses = losses * self.weights
         if self.anchors is not None and self.pulls is not None:
-            if not isinstance(outputs, Tensor):
-                raise ValueError(
-                    f"answers of {task.name} have no divergence; consistency and trades need logits"
-                )
-            losses = losses + self.pulls * divergence(outputs[self.anchors], outputs)
+            losses = losses + self.pulls * self._apart(outputs, self.anchors)
         return losses
+
+    @staticmethod
+    def _apart(outputs: Any, anchors: Rows) -> PerExample:
+        if isinstance(outputs, Tensor):
+            return divergence(outputs[anchors], outputs)
+        if isinstance(outputs, ComparableOutputs):
+            return outputs.divergence(anchors)
+        raise ValueError(
+            f"consistency needs answers that can be compared: logits as one tensor, or with a method divergence(anchors); "
+            f"{type(outputs).__name__} is neither"
+        )
 
     def take(self, rows: Rows) -> "Lesson":
         """These rows, ascending and with all their anchors, as a lesson."""

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from gat.latents import PerExample
+from gat.latents import PerExample, Rows
 from tasks.boxes import clip, giou
 from tasks.detection import Candidates, Objects, countable
 from tasks.models.normalized import Normalized
@@ -135,6 +135,23 @@ class FCOSOutputs(NamedTuple):
         boxes = (apart * weight).sum(1) / weight.sum(1).clamp(min=1e-3)
         quality = F.binary_cross_entropy_with_logits(self.quality.float(), weight, reduction="none")
         return classes + boxes + (quality * positive).sum(1) / count
+
+    def divergence(self, anchors: Rows) -> PerExample:
+        """How far the answer to every image is from that to image `anchors`, in the terms of `losses`: KL of what is there + (1 -
+        GIoU) of the boxes + KL of centre-ness, where the last two count as much as the anchor sees something. All are normalised by
+        how much it sees, at least one location (ours)."""
+        logits, quality = self.logits.float(), self.quality.float()
+        classes = _bernoulli_kl(logits[anchors], logits).sum((1, 2))
+        seen = logits.detach()[anchors].sigmoid().amax(2)
+        boxes = self.boxes()
+        apart = 1 - giou(boxes[anchors], boxes) + _bernoulli_kl(quality[anchors], quality)
+        return (classes + (seen * apart).sum(1)) / seen.sum(1).clamp(min=1)
+
+
+def _bernoulli_kl(wanted: Tensor, logits: Tensor) -> Tensor:
+    """KL between yes-or-no answers given by their logits; differentiable in both."""
+    yes = wanted.sigmoid() * (F.logsigmoid(wanted) - F.logsigmoid(logits))
+    return yes + (-wanted).sigmoid() * (F.logsigmoid(-wanted) - F.logsigmoid(-logits))
 
 
 class Assignment(NamedTuple):

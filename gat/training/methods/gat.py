@@ -37,8 +37,9 @@ class GAT(Method):
         ahead: steps whose images are made at once, before the first of them, which makes the attack's passes that much wider. With
             `train_on` 'iterates' every step's images then come from more starts, as each start's are dealt to all of them.
         weight: of an adversarial image's loss; a clean one's is 1.
-        consistency: weight of KL(answer before the attack || answer after), in TRADES' manner: attacked images shall be
-            answered as they were. Their start images then go through the model too, without a label loss.
+        consistency: weight of the divergence of the answers before and after the attack (of logits: KL(before || after)), in
+            TRADES' manner: attacked images shall be answered as they were. Their start images then go through the model too,
+            without a label loss.
         batch_norm: 'shared' by clean and adversarial images, or two sets of statistics as in AdvProp. Then the finished model
             has those of clean images ('main') or of adversarial ones ('auxiliary').
         seed: of the latents.

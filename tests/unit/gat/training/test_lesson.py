@@ -1,5 +1,7 @@
 """The loss of a lesson, and that cutting and joining lessons does not change it."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,20 @@ def test_weights_and_pulls_are_what_they_say():
     torch.testing.assert_close(part.loss(TASK, outputs), expected)
     assert (expected[4:] > part.weights[4:] * labels[4:]).all()
     torch.testing.assert_close(part.total_weight, part.weights.sum())
+
+
+def test_answers_that_are_not_logits_say_themselves_how_far_apart_they_are():
+    class Answers:
+        def divergence(self, anchors):
+            return anchors.float()
+
+    part = lesson(4, anchored=3)
+    task = Mock(training_loss=lambda outputs, labels: torch.zeros(len(labels)))
+    torch.testing.assert_close(part.loss(task, Answers()), part.pulls * part.anchors)
+    with pytest.raises(
+        ValueError, match=r"logits as one tensor, or with a method divergence\(anchors\); dict is neither"
+    ):
+        part.loss(task, {})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 20])

@@ -69,6 +69,44 @@ def centerness_slowly(x, y, row):
     return math.sqrt(min(a, b) / max(a, b) * min(c, d) / max(c, d))
 
 
+def test_the_divergence_is_that_of_the_answers_it_is_made_of():
+    outputs, anchors = random_outputs(), torch.tensor([1, 0, 2, 0, 4])
+    apart = outputs.divergence(anchors)
+    assert (apart[[2, 4]] == 0).all() and (apart[[0, 1, 3]] > 0).all()
+
+    def kl(p, q):
+        first, second = (torch.distributions.Bernoulli(logits=x.double()) for x in (p, q))
+        return torch.distributions.kl_divergence(first, second)
+
+    boxes, at, b = outputs.boxes().double(), 0, 3
+    seen = outputs.logits[at].sigmoid().amax(1).double()
+    expected = kl(outputs.logits[at], outputs.logits[b]).sum()
+    expected += (seen * generalized_box_iou_loss(boxes[at], boxes[b], eps=0)).sum()
+    expected += (seen * kl(outputs.quality[at], outputs.quality[b])).sum()
+    torch.testing.assert_close(apart[b].double(), expected / seen.sum(), rtol=1e-5, atol=0)
+
+
+def test_following_the_divergence_brings_answers_together():
+    outputs, anchors = random_outputs(b=2), torch.tensor([0, 0])
+    parts = [part.clone().requires_grad_() for part in outputs[:3]]
+    optimizer = torch.optim.Adam(parts, lr=0.05)
+    before = {}
+    for _ in range(200):
+        apart = FCOSOutputs(*parts, outputs.grid).divergence(anchors).sum()
+        optimizer.zero_grad()
+        apart.backward()
+        before = before or {i: part.grad.abs().flatten(1).sum(1) for i, part in enumerate(parts)}
+        optimizer.step()
+    assert all((moved > 0).all() for moved in before.values())  # both images, all three parts
+    assert apart < 0.02 * outputs.divergence(anchors).sum()
+
+
+def test_what_sees_nothing_is_compared_without_dividing_by_nothing():
+    outputs = random_outputs(b=2)._replace(logits=torch.full((2, len(grid()), 3), -60.0))
+    assert (outputs.divergence(torch.tensor([1, 0])) >= 0).all()
+    assert outputs.divergence(torch.tensor([1, 0])).isfinite().all()
+
+
 def test_locations_lie_in_the_middle_of_their_cells_and_levels_share_the_sizes():
     rows = grid()
     assert rows.shape == (8 * 8 + 4 * 4, 5)
