@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -43,6 +42,7 @@ from gat.attacks import PGD, Compute, ImageAttack
 from gat.cli.compose import ORIGINAL, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
+from gat.files import write_json
 from gat.latents import Images, PerExample, Verdicts
 from gat.logits import LogitsTask
 from gat.protocols import Examples
@@ -309,9 +309,7 @@ def write_results(result: Mapping[str, Any], folder: Path) -> None:
             if row not in rows:
                 rows.append(row)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "table.json.tmp"
-    temporary.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    os.replace(temporary, folder / "table.json")
+    write_json(folder / "table.json", {**result, "rows": rows})
 
 
 def known_rows(folder: Path | None, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

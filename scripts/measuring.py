@@ -1,6 +1,5 @@
 """What the benchmarks share: variants that take turns, what a machine can do at most, and the file of a result."""
 
-import json
 import os
 import platform
 import subprocess
@@ -18,6 +17,8 @@ from straightforward_loop import Found
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from gat.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODELS = {"undefended": "original", "trained": "gat"}  # name here: name of the weights in the run's folder
@@ -142,6 +143,4 @@ def write_results(result: Mapping[str, Any], folder: Path, task: str = "classifi
             for metric, value in values.items()
         ]
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "table.json.tmp"
-    temporary.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    os.replace(temporary, folder / "table.json")
+    write_json(folder / "table.json", {**result, "rows": rows})

@@ -9,7 +9,6 @@ one of two models has right.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from gat.evaluation.records import Record, archive_records, read_records
+from gat.files import write_json, write_text
 from gat.report.statistics import BASELINE, by_cell, compare, mcnemar, summarize
 from gat.report.tables import result_rows
 
@@ -73,8 +73,8 @@ def main() -> None:
         "rows": rows,
         "pairs": pairs(per_seed),
     }  # fmt: skip
-    write(args.out / "table.json", json.dumps(table, indent=1) + "\n")
-    write(args.out / "table.md", markdown(rows))
+    write_json(args.out / "table.json", table)
+    write_text(args.out / "table.md", markdown(rows))
     archive_records(
         args.out / "records.jsonl.gz",
         ((seed, record) for seed, records in zip(seeds, per_seed, strict=True) for record in records),
@@ -136,12 +136,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"{100 * accuracy['high']:.1f}) | {accuracy['n']} | {seeds} | {steps} | {oracle} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ iteration, and the share of the layout's pixels that the oracle reads.
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
 from gat.evaluation.judge import layout_agreement
+from gat.files import write_json
 from gat.progress import progress
 from gat.report.statistics import proportion
 
@@ -137,9 +136,7 @@ def write(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None
     """The rows, and the command that made them; never half a file."""
     content = {"command": shlex.join(["python", *sys.argv]), **about, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    write_json(path, content)
 
 
 def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:

@@ -20,7 +20,6 @@ import argparse
 import colorsys
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -37,6 +36,7 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.files import write_text, written_whole
 from gat.perceptual import Phi, distance, open_network
 from gat.processes import leave_together
 from gat.progress import progress
@@ -124,12 +124,6 @@ def seeded(seed: int, *path: int) -> torch.Generator:
     for part in path:
         state = (state * 1_000_003 + part + 1) % 2**63
     return torch.Generator().manual_seed(state)
-
-
-def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 @torch.no_grad()
@@ -228,7 +222,7 @@ def forget_later_rows(log: Path, step: int) -> None:
     if log.exists():
         lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
         kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        save_atomically(log, lambda path: path.write_text("".join(kept)) and None)
+        write_text(log, "".join(kept))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -328,12 +322,11 @@ def main(arguments: list[str] | None = None) -> None:
         take_statistics(ema, encode(seen), normal(rng, n) if config.use_vae else None, settings.batch_size)
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"step": step, "shape": shape}
-        save_atomically(state_file, lambda path: torch.save(state, path))
+        with written_whole(state_file) as temporary:
+            torch.save(state, temporary)
         grid = draw_grid()
-        save_atomically(
-            out / "samples" / f"{round(images_seen / 1000):06d}.png",
-            lambda path: save_image(grid, path, nrow=columns, padding=1, format="png"),
-        )
+        with written_whole(out / "samples" / f"{round(images_seen / 1000):06d}.png") as temporary:
+            save_image(grid, temporary, nrow=columns, padding=1, format="png")
         metadata = {
             "license": settings.license,
             "site_scales": json.dumps(measure_scales(ema, seen)),

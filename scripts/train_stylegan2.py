@@ -15,7 +15,6 @@ with R1 (Mescheder et al. 2018), applied lazily every `r1_interval` steps as in 
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.files import written_whole
 from gat.processes import leave_together
 from gat.training.batches import EndlessBatches
 from generators.stylegan2.augment import AdaptiveProbability, augment
@@ -113,12 +113,6 @@ def hold_noise_up(generator: Generator, floor: float) -> None:
             if name.endswith("noise_strength"):
                 sign = torch.where(strength < 0, -1.0, 1.0)
                 strength.copy_(sign * strength.abs().clamp(min=floor))
-
-
-def save_atomically(path: Path, write) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def main() -> None:
@@ -207,9 +201,8 @@ def main() -> None:
             "opt_C": opt_C,
         }
         state = {key: module.state_dict() for key, module in modules.items()}
-        save_atomically(
-            state_file, lambda path: torch.save({**state, "step": step, "p": ada.p, "taught": taught}, path)
-        )
+        with written_whole(state_file) as temporary:
+            torch.save({**state, "step": step, "p": ada.p, "taught": taught}, temporary)
         rng = seeded(settings.seed, 777)
         z = torch.randn(10, settings.z_dim, generator=rng).to(device).repeat(num_classes, 1)
         c = one_hot(torch.arange(num_classes).repeat_interleave(10))

@@ -22,6 +22,7 @@ from gat.config import Config, ConfigError, dump, load
 from gat.evaluation.gallery import GallerySettings
 from gat.evaluation.plan import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.strips import StripSettings
+from gat.files import written_whole
 from gat.perceptual import add_network
 from gat.protocols import Task
 from gat.training.loop import TrainSettings
@@ -116,13 +117,9 @@ class Run:
     def save_model(self, model: nn.Module, name: str) -> None:
         """Atomically, by the main process."""
         if self.accelerator.is_main_process:
-            path = self.model_path(name)
-            temporary = path.with_name(path.name + ".tmp")
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
-                temporary,
-            )
-            os.replace(temporary, path)
+            tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+            with written_whole(self.model_path(name)) as temporary:
+                save_file(tensors, temporary)
         self.accelerator.wait_for_everyone()
 
 

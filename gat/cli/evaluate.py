@@ -30,6 +30,7 @@ from gat.evaluation.gallery import make_gallery, pictures_of
 from gat.evaluation.plan import cells, fingerprint
 from gat.evaluation.records import control
 from gat.evaluation.suites import SUITES, Protocol, suite
+from gat.files import write_json
 from gat.processes import leave_together
 from gat.report import write_report
 from gat.report.folder import read_run
@@ -201,9 +202,7 @@ def judge_together(
             if "suite" in facts
         )
         told = json.loads(path.read_text()) | {"command": f"{command} --out {out}"} | dict(facts)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(told, indent=1))
-        os.replace(temporary, path)
+        write_json(path, told)
         if "runs" in facts:  # nothing is trained here, so this is no --config of a training
             judged = {"runs": facts["runs"], "evaluation": config.evaluation.model_dump(mode="json")}
             (out / "config.yaml").write_text(yaml.safe_dump(judged, sort_keys=False))

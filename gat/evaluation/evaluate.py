@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from gat.evaluation.metrics import metric_rows
 from gat.evaluation.plan import EvaluationSettings, cells, choose, fingerprint, most_passes, slug
 from gat.evaluation.probe import NUM_PROBED, probe
 from gat.evaluation.records import Record, read_records, write_records
+from gat.files import write_json
 from gat.progress import progress
 from gat.protocols import Examples
 from gat.training.methods import Tools
@@ -97,12 +97,10 @@ def evaluate(
         probes = {
             name: _probe(name, model, dataset, tools, settings, folder) for name, model in models.items()
         }
-        _write_json(folder / "probes.json", probes)
+        write_json(folder / "probes.json", probes)
         if rows := metric_rows(records, tools.task):
             headline = next(iter(rows[0]["metrics"]))
-            _write_json(
-                folder / "metrics.json", {"task": tools.task.name, "headline": headline, "rows": rows}
-            )
+            write_json(folder / "metrics.json", {"task": tools.task.name, "headline": headline, "rows": rows})
     accelerator.wait_for_everyone()
     return records
 
@@ -118,12 +116,6 @@ def _probe(
         chosen = choose(dataset, "none", None, settings, invented=False)[:NUM_PROBED]
         batch = default_collate([dataset[int(i)] for i in chosen])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        _write_json(path, probe(tools.task, model, batch["images"].to(device), batch["labels"].to(device)))
+        write_json(path, probe(tools.task, model, batch["images"].to(device), batch["labels"].to(device)))
     found: dict[str, float] = json.loads(path.read_text())
     return found
-
-
-def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)

@@ -1,6 +1,5 @@
 """One model under one attack: from examples to records and pictures."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from gat.attacks.frozen import frozen
 from gat.attacks.pgd import PGD
 from gat.evaluation.plan import Cell, EvaluationSettings, draws_classes
 from gat.evaluation.records import Record, read_records
+from gat.files import written_whole
 from gat.latents import Images, PerExample
 from gat.protocols import Examples
 from gat.training.methods import Batch, Tools
@@ -234,7 +234,5 @@ def read_pictures(path: Path) -> Pictures:
 
 
 def write_pictures(path: Path, pictures: Pictures) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
-    os.replace(temporary, path)

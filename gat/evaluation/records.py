@@ -17,11 +17,12 @@ A run folder, or the folder of an evaluation of several runs, holds
 
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from gat.files import written_whole
 
 CONTROLS = {
     "start": "the pictures that the attack starts from, as they are",
@@ -124,25 +125,21 @@ class Record:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write all records, one JSON object per line without what is None, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
+    with written_whole(path) as temporary, open(temporary, "w") as file:
         for record in records:
             file.write(_line(record))
-    os.replace(temporary, path)
 
 
 def archive_records(path: Path, records: Iterable[tuple[int, Record]]) -> None:
     """What published tables are made from: the records of attacked images, each with its run's `seed`, gzipped, the same bytes for the
     same records, atomically. Clean images of whole test sets and distances, which no table reads, would be most of the file;
     losses keep 4 decimals."""
-    temporary = path.with_name(path.name + ".tmp")
-    with gzip.GzipFile(temporary, "wb", mtime=0) as file:
+    with written_whole(path) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
         for seed, record in records:
             if record.attack != "none":
                 file.write(
                     _line(replace(record, distances={}, loss=round(record.loss, 4)), seed=seed).encode()
                 )
-    os.replace(temporary, path)
 
 
 def _line(record: Record, **more: int) -> str:

@@ -12,7 +12,6 @@ Differences are not stored but computed when the page is made.
 """
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from gat.files import write_json, written_whole
 
 JSON_NAME = "gallery.json"
 NPZ_NAME = "gallery.npz"
@@ -136,14 +137,9 @@ def write_gallery(run: Path, items: Sequence[GalleryItem], classes: Sequence[str
         )
     if not pictures:
         raise ValueError("a gallery needs at least one item, got none")
-    content = json.dumps({"seed": seed, "classes": list(classes), "items": rows}, indent=1)
-    temporary = run / (NPZ_NAME + ".tmp")
-    with open(temporary, "wb") as file:
+    with written_whole(run / NPZ_NAME) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, images=np.stack(pictures))
-    os.replace(temporary, run / NPZ_NAME)
-    temporary = run / (JSON_NAME + ".tmp")
-    temporary.write_text(content)
-    os.replace(temporary, run / JSON_NAME)
+    write_json(run / JSON_NAME, {"seed": seed, "classes": list(classes), "items": rows})
 
 
 def read_gallery(run: Path) -> Gallery:

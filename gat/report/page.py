@@ -1,6 +1,5 @@
 """The report of a run: one self-contained HTML page, the same as JSON, and as Markdown."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from gat.evaluation.records import budget, control
+from gat.files import written_whole
 from gat.report.cards import gallery_view
 from gat.report.charts import budget_charts, survival_charts
 from gat.report.exports import figures, tables, to_json, to_text
@@ -88,10 +88,9 @@ def write_report(run: Path) -> Path:
     for name, content in pages.items():
         path = run / name
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
         data = content.encode(errors="replace") if isinstance(content, str) else content
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            temporary.write_bytes(data)
     return run / "report.html"
 
 

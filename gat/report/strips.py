@@ -12,7 +12,6 @@ For detection, `truth` and `answer` are lists of boxes instead of places in `map
 """
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from gat.files import write_json, written_whole
 from gat.report.gallery import Picture, to_uint8
 
 STRIPS_JSON = "strips.json"
@@ -144,13 +144,9 @@ def write_strips(
     height, width = sizes[0]
     labels = np.stack(maps) if maps else np.zeros((0, height, width), np.uint8)
     content = {"seed": seed, "task": task, "classes": list(classes), "strips": rows}
-    temporary = run / (STRIPS_NPZ + ".tmp")
-    with open(temporary, "wb") as file:
+    with written_whole(run / STRIPS_NPZ) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, images=np.stack(images), maps=labels)
-    os.replace(temporary, run / STRIPS_NPZ)
-    temporary = run / (STRIPS_JSON + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, run / STRIPS_JSON)
+    write_json(run / STRIPS_JSON, content)
 
 
 def read_strips(run: Path) -> Strips:

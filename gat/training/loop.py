@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from gat.attacks.frozen import frozen
 from gat.config import Config
+from gat.files import written_whole
 from gat.images import check_images
 from gat.progress import progress
 from gat.protocols import Examples, Task
@@ -331,7 +331,6 @@ class _State:
                 "settings": self.settings.model_dump(include={"batch_size", "optimizer", "ema_decay"}),
                 "num_processes": self.accelerator.num_processes,
             }
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            torch.save(state, temporary)
-            os.replace(temporary, self.path)
+            with written_whole(self.path) as temporary:
+                torch.save(state, temporary)
         self.accelerator.wait_for_everyone()

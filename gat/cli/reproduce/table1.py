@@ -2,7 +2,6 @@
 folder with one run per task, that every other command reads."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator
 from gat.cli.compose import RunConfig, check_same_run, open_run, write_provenance
 from gat.cli.train import judge, train_models
 from gat.config import Config
+from gat.files import write_json, write_text
 from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.table1 import (
@@ -141,9 +141,9 @@ def publish(
         "rows": rows,
         "other_attacks": others,
     }
-    _write(target / "table.json", json.dumps(table, indent=1) + "\n")
-    _write(target / "table.md", table1_markdown(rows, others))
-    _write(target / "table.tex", table1_latex(rows))
+    write_json(target / "table.json", table)
+    write_text(target / "table.md", table1_markdown(rows, others))
+    write_text(target / "table.tex", table1_latex(rows))
     return target
 
 
@@ -172,9 +172,3 @@ def _kept(config: Table1Config, target: Path, tasks: Sequence[str]) -> dict[str,
         "protocols": {name: what for name, what in table["protocols"].items() if name in named},
         "origins": {task: table["origins"][task] for task in there},
     }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

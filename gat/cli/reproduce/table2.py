@@ -2,7 +2,6 @@
 command reads, and one with the records of all rows."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from gat.cli.train import train_models
 from gat.config import Config, load
 from gat.evaluation.records import archive_records, read_records, write_records
 from gat.evaluation.suites import Protocol, suite
+from gat.files import write_json, write_text, written_whole
 from gat.report import write_report
 from gat.report.folder import read_run
 from gat.report.results import Results, Shared, compute, unseen_by_both
@@ -112,8 +112,8 @@ def train_rows(config: Table2Config, seed: int) -> None:
             for name in (BASE, ORIGINAL):
                 source, target = first / f"{name}.safetensors", current.model_path(name)
                 if not target.exists():
-                    shutil.copyfile(source, target.with_name(target.name + ".tmp"))
-                    target.with_name(target.name + ".tmp").replace(target)
+                    with written_whole(target) as temporary:
+                        shutil.copyfile(source, temporary)
         current.accelerator.wait_for_everyone()
         train_models(current)
         first = first or run_config.folder
@@ -206,8 +206,8 @@ def publish(config: Table2Config, target: Path, command: str) -> Path:
         "unseen_by_both": pairs,
         "rows": rows,
     }
-    _write(target / "table.json", json.dumps(table, indent=1) + "\n")
-    _write(target / "table.md", "\n\n".join([*texts, paper_table()]) + "\n")
+    write_json(target / "table.json", table)
+    write_text(target / "table.md", "\n\n".join([*texts, paper_table()]) + "\n")
     return target
 
 
@@ -270,9 +270,3 @@ def paper_table() -> str:
         for model, values in PAPER.items()
     ]
     return "\n".join(lines)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
