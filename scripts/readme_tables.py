@@ -105,9 +105,9 @@ def table1_others(results: Path) -> str:
     rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
     titles = {
         "gat-start": "renderings, not attacked",
-        "gat-large": "GAT, within 0.22",
-        "gat-loss": "GAT, uphill on the loss, within 0.12",
-        "gat-free": "GAT, smaller steps, no budget",
+        "gat-large": "GAT, further away (0.22; 0.3)",
+        "gat-loss": "GAT, uphill on the loss (within 0.12; 0.025)",
+        "gat-free": "GAT, no budget",
         "gat-all": "GAT, all layers, loss",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",
