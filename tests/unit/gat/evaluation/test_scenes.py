@@ -18,25 +18,11 @@ from gat.evaluation.records import Record, read_records
 from gat.training.methods import GAT, Batch, Tools
 from tasks.detection import DetectionTask
 from tasks.models.small_fcos import SmallFCOSConfig
-from tasks.models.small_segnet import SmallSegNetConfig
 from tasks.segmentation import SegmentationTask
-from tests.toys import tiny_scenes, tiny_spade
+from tests.toys import scene_segmenter, tiny_scenes, tiny_spade
 
 STEPS = {"gamma/*": 0.3, "beta/*": 0.3}
 LATENT = LatentAttack(step_size=STEPS, max_steps=3, stop_when_fooled=False)
-
-
-def segmenter(seed: int = 0) -> nn.Module:
-    """One that is right about some pixels of every scene: it knows no pixels, but which classes are common."""
-    torch.manual_seed(seed)
-    model = SmallSegNetConfig(widths=(8, 8), blocks=(1, 1)).build(16, 32).eval()
-    data = tiny_scenes()
-    pixels = torch.stack([data[i]["labels"] for i in range(len(data))])
-    shares = torch.bincount(pixels.flatten(), minlength=16) / pixels.numel()
-    with torch.no_grad():
-        head = model.network.head
-        head.bias.copy_(20 * shares.repeat_interleave(head.out_channels // 16))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +33,19 @@ def accelerator() -> Accelerator:
 @pytest.fixture(scope="module")
 def tools() -> Tools:
     data = tiny_scenes()
-    return Tools(SegmentationTask(data.classes, fooled_at=0.0), tiny_spade(), segmenter(5))
+    return Tools(SegmentationTask(data.classes, fooled_at=0.0), tiny_spade(), scene_segmenter(5))
 
 
 def judged(tools, accelerator, folder, width=4, data=None, model=None):
     attacks = {"renderings": LATENT.model_copy(update={"max_steps": 0}), "gat": LATENT, "pgd": PGD(steps=2)}
     settings = EvaluationSettings(attacks=attacks, num_real=6, num_generated=6, width=width, num_pictures=2)
     data = data or tiny_scenes()
-    return evaluate({"original": model or segmenter()}, data, tools, settings, accelerator, folder)
+    return evaluate({"original": model or scene_segmenter()}, data, tools, settings, accelerator, folder)
 
 
 def test_scores_are_those_of_the_answers_and_the_attack_lowers_them(tools, accelerator, tmp_path):
     records = judged(tools, accelerator, tmp_path)
-    data, model = tiny_scenes(), segmenter()
+    data, model = tiny_scenes(), scene_segmenter()
     clean = {r.id: r for r in records if r.attack == "none"}
     for i in range(len(data)):
         item = data[i]
@@ -105,7 +91,7 @@ def test_detectors_go_the_same_way(accelerator, tmp_path):
     data = tiny_scenes("boxes")
     torch.manual_seed(0)
     detector = SmallFCOSConfig().build(len(data.classes), 32).eval()
-    tools = Tools(DetectionTask(data.classes, fooled_at=0.0), tiny_spade(), segmenter(5))
+    tools = Tools(DetectionTask(data.classes, fooled_at=0.0), tiny_spade(), scene_segmenter(5))
     records = judged(tools, accelerator, tmp_path, data=data, model=detector)
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert (found["task"], found["headline"]) == ("detection", "ap")
@@ -140,26 +126,6 @@ def test_intervals_are_of_examples_and_the_same_every_time():
     assert metric_rows([Record("m", "pgd", "p", "real", 0, 1, 1, 1, False)], task) == []
 
 
-def test_training_on_scenes_takes_every_iterate_of_a_few_starts(tools):
-    batch = default_collate([tiny_scenes()[i] for i in range(6)])
-    batch = Batch(batch["images"], batch["labels"], batch["layouts"])
-    method = GAT(
-        attack=LATENT, rotation=(("all", "both"),), train_on="iterates", only_fooling=False, oversample=1.0
-    )
-    lesson = method.lesson(tools, segmenter(), batch, 2)
-    assert lesson.num_clean == 6 and len(lesson.images) == 12
-
-    layouts, ids = batch.layouts[:2], torch.arange(2) + 2 * 2
-    latents = tools.generator.sample(layouts, ids, 0)
-    outcome = LATENT.run(tools.task, segmenter(), tools.generator, latents, batch.labels[:2], record=True)
-    wanted = outcome.trajectory[1:].transpose(0, 1).flatten(0, 1)
-    torch.testing.assert_close(lesson.images[6:], wanted)
-    assert torch.equal(lesson.labels[6:], batch.labels[:2].repeat_interleave(3, 0))
-    assert lesson.facts["score"] == pytest.approx(
-        float(tools.task.score(outcome.predictions, batch.labels[:2]).mean())
-    )
-
-
 def test_a_memory_budget_limits_how_many_go_at_once_and_changes_no_result(tools, accelerator, tmp_path):
     """Two fit: evaluation, training and the attack itself never hold more, in the space or in a pass of the model."""
     tight = tiny_spade()
@@ -179,19 +145,13 @@ def test_a_memory_budget_limits_how_many_go_at_once_and_changes_no_result(tools,
     batch = Batch(batch["images"], batch["labels"], batch["layouts"])
     method = GAT(attack=LATENT, rotation=(("all", "both"),), only_fooling=False, oversample=1.0)
     drawn.clear()
-    lesson, free = (method.lesson(some, segmenter(), batch, 2) for some in (poor, tools))
+    lesson, free = (method.lesson(some, scene_segmenter(), batch, 2) for some in (poor, tools))
     assert drawn == [2, 2, 2]
     torch.testing.assert_close(lesson.images, free.images, atol=1e-4, rtol=0)
     assert torch.equal(lesson.labels, free.labels)
 
-    widths, model = [], segmenter()
+    widths, model = [], scene_segmenter()
     model.register_forward_hook(lambda module, inputs, outputs: widths.append(len(inputs[0])))
     latents = sample(batch.layouts, torch.arange(6), 0)
     LATENT.run(tools.task, model, tight, latents, batch.labels)
     assert set(widths) == {2}
-
-
-def test_scenes_without_layouts_are_refused(tools):
-    batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
-    with pytest.raises(ValueError, match="spade draws from layouts"):
-        GAT(attack=LATENT, rotation=(("all", "both"),)).lesson(tools, segmenter(), batch, 0)

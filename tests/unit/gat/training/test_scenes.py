@@ -1,0 +1,94 @@
+"""Scenes go the way of pictures in training too; their generator draws from the layouts of the batch."""
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from gat.attacks import LatentAttack
+from gat.training.method import Lesson
+from gat.training.methods import GAT, Batch, Tools
+from tasks.detection import DetectionTask
+from tasks.models.small_fcos import SmallFCOSConfig
+from tasks.segmentation import SegmentationTask
+from tests.toys import conv_segmenter, scene_segmenter, tiny_scenes, tiny_spade
+
+LATENT = LatentAttack(step_size={"gamma/*": 0.3, "beta/*": 0.3}, max_steps=3, stop_when_fooled=False)
+ALL = {
+    "attack": LATENT,
+    "rotation": (("all", "both"),),
+    "train_on": "iterates",
+    "only_fooling": False,
+    "oversample": 1.0,
+}
+
+
+def batch_of(labels: str, n: int = 6) -> Batch:
+    scenes = tiny_scenes(labels)
+    batch = default_collate([scenes[i] for i in range(n)])
+    return Batch(batch["images"], batch["labels"], batch["layouts"])
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return Tools(SegmentationTask(tiny_scenes().classes, fooled_at=0.0), tiny_spade())
+
+
+def test_training_on_scenes_takes_every_iterate_of_a_few_starts(tools):
+    batch = batch_of("masks")
+    lesson = GAT(**ALL).lesson(tools, scene_segmenter(), batch, 2)
+    assert lesson.num_clean == 6 and len(lesson.images) == 12
+
+    layouts, ids = batch.layouts[:2], torch.arange(2) + 2 * 2
+    latents = tools.generator.sample(layouts, ids, 0)
+    outcome = LATENT.run(
+        tools.task, scene_segmenter(), tools.generator, latents, batch.labels[:2], record=True
+    )
+    wanted = outcome.trajectory[1:].transpose(0, 1).flatten(0, 1)
+    torch.testing.assert_close(lesson.images[6:], wanted)
+    assert torch.equal(lesson.labels[6:], batch.labels[:2].repeat_interleave(3, 0))
+    assert lesson.facts["score"] == pytest.approx(
+        float(tools.task.score(outcome.predictions, batch.labels[:2]).mean())
+    )
+
+
+def test_what_scenes_become_is_to_be_answered_as_they_were(tools):
+    lesson = GAT(**ALL, weight=0.0, consistency=1.0).lesson(tools, scene_segmenter(), batch_of("masks"), 0)
+    assert lesson.num_clean == 6 + 2 and len(lesson.images) == 6 + 2 + 6
+    assert lesson.anchors.tolist() == [*range(8), 6, 6, 6, 7, 7, 7]
+    assert lesson.pulls.tolist() == [0.0] * 8 + [1.0] * 6
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_consistency_alone_brings_the_answers_of_models_of_scenes_together(tools, task):
+    torch.manual_seed(0)
+    if task == "segmentation":
+        model, batch = conv_segmenter(tools.task.num_classes).eval(), batch_of("masks")
+    else:
+        tools = Tools(DetectionTask(tiny_scenes("boxes").classes))
+        batch = batch_of("boxes")
+        model = SmallFCOSConfig(norm="group").build(len(tools.task.classes), 32)
+    changed = (batch.images + 0.1 * torch.randn_like(batch.images)).clamp(0, 1)
+    lesson = Lesson(
+        torch.cat([batch.images, changed]),
+        torch.cat([batch.labels, batch.labels]),
+        6,
+        weights=torch.zeros(12),
+        anchors=torch.arange(6).repeat(2),
+        pulls=torch.tensor([0.0, 1.0]).repeat_interleave(6),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    apart = []
+    for _ in range(20):
+        losses = lesson.loss(tools.task, model(lesson.images))
+        assert (losses[:6] == 0).all() and (losses[6:] > 0).all()
+        apart.append(float(losses.detach().sum()))
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+    assert apart[-1] < 0.9 * apart[0], apart
+
+
+def test_scenes_without_layouts_are_refused(tools):
+    batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
+    with pytest.raises(ValueError, match="spade draws from layouts"):
+        GAT(attack=LATENT, rotation=(("all", "both"),)).lesson(tools, scene_segmenter(), batch, 0)
