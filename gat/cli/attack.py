@@ -7,7 +7,9 @@ Example:
     gat attack runs/quickstart --attack pgd --out pgd.png eps=0.03
 
 `key=value` words set the attack's own settings; `--attack` says which attack: latent, pgd, spatial, ... (--help lists them).
-A .png shows, from top to bottom, start, attacked image and four times their difference, one column per example. An .npz holds
+A .png shows, from top to bottom, start, attacked image and four times their difference, one column per example. Of scenes it
+also shows what the model answers: below start and attacked image its label map, or in them its boxes, found (blue) or wrong
+(orange, dashed), and objects that it missed (white, long dashes). An .npz holds
 `start_images` and `images` [n, h, w, 3] uint8, `labels`, `clean_predictions`, `predictions`, `success`, `iterations` and `classes`.
 Scenes have label maps or boxes for labels and predictions, and scores instead of classes in the table.
 """
@@ -19,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import default_collate
-from torchvision.utils import make_grid, save_image
 
 from gat.attacks import ATTACKS, ImageAttack, LatentAttack
 from gat.attacks.run import Outcome
@@ -28,12 +30,13 @@ from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import ConfigError, load
 from gat.evaluation.plan import draws_classes
+from gat.files import written_whole
 from gat.protocols import Task
 from gat.report.gallery import to_uint8
+from gat.report.sheet import boxed_picture, label_picture, picture, sheet
 from gat.training.methods import Batch
 from tasks.datasets import SceneDataset
-
-PER_BAND = 10  # examples side by side in a sheet
+from tasks.detection import DetectionTask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         assert space is not None
         latents = space.sample(batch.conditions(space), ids, args.seed)
         outcome = attack.run(task, model, space, latents, labels, targets=targets, compute=compute)
-    write(args.out, outcome, labels, classes)
+    write(args.out, task, outcome, labels, classes)
     show(args, task, outcome, ids, labels, classes)
     return 0
 
@@ -133,19 +136,11 @@ def starts(
     return chosen, Batch(**{part: items[part].to(device) for part in Batch._fields if part in items})
 
 
-def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+def write(path: Path, task: Task, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
     """A sheet or an archive."""
     if path.suffix == ".png":
-        change = ((outcome.images - outcome.start_images).abs() * 4).clamp(max=1)
-        small = outcome.images.shape[-1] <= 64
-        bands = []
-        for rows in torch.arange(len(labels)).split(PER_BAND):
-            band = torch.cat([outcome.start_images[rows], outcome.images[rows], change[rows]])
-            band = torch.nn.functional.interpolate(band, scale_factor=3) if small else band
-            bands.append(make_grid(band.cpu(), nrow=len(rows), padding=3, pad_value=0.5))
-        width = max(band.shape[2] for band in bands)
-        bands = [torch.nn.functional.pad(band, (0, width - band.shape[2]), value=0.5) for band in bands]
-        save_image(torch.cat(bands, dim=1), path)
+        with written_whole(path) as temporary:
+            sheet(columns(task, outcome, labels, classes)).save(temporary, "PNG")
         return
     np.savez_compressed(
         path,
@@ -158,6 +153,29 @@ def write(path: Path, outcome: Outcome, labels: torch.Tensor, classes: tuple[str
         iterations=outcome.iterations.cpu().numpy(),
         classes=np.array(classes),
     )
+
+
+def columns(
+    task: Task, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]
+) -> list[list[Image.Image]]:
+    """The pictures of every example, from top to bottom."""
+    pairs = (outcome.start_images, outcome.clean_predictions), (outcome.images, outcome.predictions)
+    change = [to_uint8(image) for image in ((outcome.images - outcome.start_images).abs() * 4).clamp(max=1)]
+    found = []
+    for i, truth in enumerate(labels.cpu()):
+        column = []
+        for images, answers in pairs:
+            image, answer = to_uint8(images[i]), answers[i].cpu().numpy()
+            if isinstance(task, DetectionTask):
+                seen, objects = answer[answer[:, 5] >= 0], truth.numpy()[truth.numpy()[:, 4] >= 0]
+                column.append(boxed_picture(image, seen, objects, classes, task.threshold, task.overlap))
+                continue
+            column.append(picture(image))
+            if task.name == "segmentation":
+                column.append(label_picture(answer.astype(np.uint8), len(classes)))
+        column.append(picture(change[i]))
+        found.append(column)
+    return found
 
 
 def show(

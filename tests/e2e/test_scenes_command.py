@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gat.cli import main
 from gat.evaluation.records import read_records
@@ -89,6 +90,11 @@ def test_pictures_of_an_attack_come_with_maps_or_boxes(run, tmp_path, capsys):
         main(["attack", str(run), "--attack", "pgd", "--n", "2", "--out", str(tmp_path / "x.png"), "steps=1"])
         == 0
     )
+    rows = (
+        5 if "segmentation" in str(run) else 3
+    )  # start, attacked and change, with label maps below the first two or boxes in them
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.size == (2 * (3 * 64 + 3) + 3, rows * (3 * 64 + 3) + 3)
     assert main(["attack", str(run), "--labels", "Bag", "--out", str(tmp_path / "y.png"), *words]) == 2
 
 
