@@ -107,6 +107,7 @@ def table1_others(results: Path) -> str:
         "gat-start": "renderings, not attacked",
         "gat-large": "GAT, further away (0.22; 0.3)",
         "gat-loss": "GAT, uphill on the loss (within 0.12; 0.025)",
+        "gat-loss-large": "GAT, uphill on the loss (0.1)",
         "gat-free": "GAT, no budget",
         "gat-all": "GAT, all layers, loss",
         "pgd-linf-8/255": "PGD 8/255",
