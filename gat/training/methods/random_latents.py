@@ -35,7 +35,7 @@ class RandomLatents(Method):
     def idle(self) -> GAT:
         """GAT that takes no step."""
         return GAT(
-            attack=LatentAttack(max_steps=0),
+            attack=LatentAttack(max_steps=0, step_size={"*": 1.0}),  # which is never taken, in any space
             rotation=(("all", "both"),),
             only_fooling=False,
             oversample=self.oversample,

@@ -6,7 +6,7 @@ from torch.utils.data import default_collate
 
 from gat.attacks import LatentAttack
 from gat.training.method import Lesson
-from gat.training.methods import GAT, Batch, Tools
+from gat.training.methods import GAT, Batch, RandomLatents, Tools
 from tasks.detection import DetectionTask
 from tasks.models.small_fcos import SmallFCOSConfig
 from tasks.segmentation import SegmentationTask
@@ -86,6 +86,20 @@ def test_consistency_alone_brings_the_answers_of_models_of_scenes_together(tools
         losses.sum().backward()
         optimizer.step()
     assert apart[-1] < 0.9 * apart[0], apart
+
+
+def test_random_latents_of_scenes_are_renderings_of_their_layouts(tools):
+    batch = batch_of("masks")
+    method = RandomLatents(oversample=1.0)
+    method.check(tools)
+    lesson = method.lesson(tools, scene_segmenter(), batch, 3)
+    latents = tools.generator.sample(batch.layouts, torch.arange(6) + 3 * 6, 0)
+    renderings = tools.generator.freeze(latents, ())({}, torch.arange(6))
+    with torch.no_grad():
+        read = ~tools.task.wrong(scene_segmenter()(renderings), batch.labels)
+    assert 2 < read.sum() < 6
+    torch.testing.assert_close(lesson.images[6:], renderings[read])
+    assert torch.equal(lesson.labels[6:], batch.labels[read])
 
 
 def test_scenes_without_layouts_are_refused(tools):
