@@ -138,21 +138,21 @@ def starts(
 
 def write(path: Path, task: Task, outcome: Outcome, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
     """A sheet or an archive."""
-    if path.suffix == ".png":
-        with written_whole(path) as temporary:
-            sheet(columns(task, outcome, labels, classes)).save(temporary, "PNG")
-        return
-    np.savez_compressed(
-        path,
-        start_images=np.stack([to_uint8(image) for image in outcome.start_images]),
-        images=np.stack([to_uint8(image) for image in outcome.images]),
-        labels=labels.cpu().numpy(),
-        clean_predictions=outcome.clean_predictions.cpu().numpy(),
-        predictions=outcome.predictions.cpu().numpy(),
-        success=outcome.success.cpu().numpy(),
-        iterations=outcome.iterations.cpu().numpy(),
-        classes=np.array(classes),
-    )
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        if path.suffix == ".png":
+            sheet(columns(task, outcome, labels, classes)).save(file, "PNG")
+            return
+        np.savez_compressed(
+            file,
+            start_images=np.stack([to_uint8(image) for image in outcome.start_images]),
+            images=np.stack([to_uint8(image) for image in outcome.images]),
+            labels=labels.cpu().numpy(),
+            clean_predictions=outcome.clean_predictions.cpu().numpy(),
+            predictions=outcome.predictions.cpu().numpy(),
+            success=outcome.success.cpu().numpy(),
+            iterations=outcome.iterations.cpu().numpy(),
+            classes=np.array(classes),
+        )
 
 
 def columns(

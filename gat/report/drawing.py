@@ -139,6 +139,39 @@ def match(
     return Hits(right, ~right & (fits & crowd).any(1), fits.any(0) | crowd)
 
 
+class JudgedBox(NamedTuple):
+    """A box to draw.
+
+    Attributes:
+        box: x0 y0 x1 y1.
+        kind: 'missed' object, or answer that is 'found' or 'wrong'.
+        label: class of the object or answer.
+        score: of an answer; None for an object.
+    """
+
+    box: tuple[float, float, float, float]
+    kind: str
+    label: int
+    score: float | None
+
+
+def judged_boxes(
+    answers: Float32[np.ndarray, "d 6"], objects: Float32[np.ndarray, "m 6"], threshold: float, overlap: float
+) -> list[JudgedBox]:
+    """What there is to see of a detector's answers: missed objects, then the answers that count, in their order. See `match`."""
+    hits = match(answers, objects, threshold, overlap)
+    boxes = [
+        JudgedBox((x0, y0, x1, y1), "missed", int(label), None)
+        for (x0, y0, x1, y1, label, _), found in zip(objects.tolist(), hits.found.tolist(), strict=True)
+        if not found
+    ]
+    for i, (x0, y0, x1, y1, score, label) in enumerate(answers.tolist()):
+        if score >= threshold and not hits.ignored[i]:
+            kind = "found" if hits.right[i] else "wrong"
+            boxes.append(JudgedBox((x0, y0, x1, y1), kind, int(label), score))
+    return boxes
+
+
 def _shared_areas(
     first: Float32[np.ndarray, "d 4"], second: Float32[np.ndarray, "m 4"]
 ) -> tuple[Float[np.ndarray, "d m"], Float[np.ndarray, " d"], Float[np.ndarray, " m"]]:

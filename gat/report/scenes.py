@@ -10,7 +10,7 @@ from gat.report.drawing import (
     UNLABELLED,
     UNLABELLED_COLOUR,
     data_uri,
-    match,
+    judged_boxes,
     paint,
     palette,
 )
@@ -268,21 +268,14 @@ def _map_figure(frame: Frame, strips: Strips) -> dict[str, Any]:
 
 def _box_figure(frame: Frame, strip: Strip, strips: Strips) -> dict[str, Any]:
     picture = to_uint8(frame.image)
-    hits = match(frame.answer, strip.truth, strip.threshold or 0.0, strip.overlap or 0.5)
     rows: list[tuple[Any, ...]] = []
     said: dict[str, list[str]] = {"found": [], "wrong": [], "missed": []}
-    for box, found in zip(strip.truth.tolist(), hits.found.tolist(), strict=True):
-        if not found:
-            name = class_name(int(box[4]), strips.classes)
-            rows.append((*box[:4], "missed", name))
-            said["missed"].append(name)
-    for i, box in enumerate(frame.answer.tolist()):
-        if box[4] < (strip.threshold or 0.0) or hits.ignored[i]:
-            continue
-        kind, name = "found" if hits.right[i] else "wrong", class_name(int(box[5]), strips.classes)
-        text = f"{name} {_score(box[4])}"
-        rows.append((*box[:4], kind, text if kind == "found" else f"✗ {text}"))
-        said[kind].append(text)
+    for seen in judged_boxes(frame.answer, strip.truth, strip.threshold or 0.0, strip.overlap or 0.5):
+        text = class_name(seen.label, strips.classes)
+        if seen.score is not None:
+            text = f"{text} {_score(seen.score)}"
+        rows.append((*seen.box, seen.kind, f"✗ {text}" if seen.kind == "wrong" else text))
+        said[seen.kind].append(text)
     objects = int((strip.truth[:, 5] == 0).sum())
     words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in said.items() if names)
     count = len(said["wrong"])

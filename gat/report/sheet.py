@@ -6,12 +6,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from gat.report.drawing import match, paint
+from gat.report.drawing import PIXEL_ART_PX, judged_boxes, paint
 from gat.report.names import class_name
 
-SMALL_PX = 64
-"""Up to this size pictures are enlarged."""
-ENLARGEMENT = 3
+ENLARGEMENT = 3  # of pictures up to `PIXEL_ART_PX`
 GAP_PX, GAP_COLOUR = 3, (128, 128, 128)
 
 # As on the page (scenes.html): colour, and lengths of dash and gap in px.
@@ -45,19 +43,16 @@ def boxed_picture(
         objects: x0 y0 x1 y1 class crowd; crowds are not drawn.
         threshold, overlap: score and IoU from which on an answer counts.
     """
-    drawn, scale, hits = picture(image), _scale(image), match(answers, objects, threshold, overlap)
-    boxes = [
-        (box[:4], "missed", int(box[4])) for box, found in zip(objects, hits.found, strict=True) if not found
-    ]
-    for kind, wanted in (("wrong", ~hits.right & ~hits.ignored), ("found", hits.right)):
-        boxes += [(box[:4], kind, int(box[5])) for box in answers[wanted & (answers[:, 4] >= threshold)]]
+    drawn, scale = picture(image), _scale(image)
+    boxes = judged_boxes(answers, objects, threshold, overlap)
+    boxes.sort(key=lambda seen: ("missed", "wrong", "found").index(seen.kind))  # the last ones lie on top
     draw = ImageDraw.Draw(drawn, "RGBA")
     corners = []
-    for box, kind, label in boxes:
-        place = [round(scale * float(side)) for side in box]
-        _outline(draw, place, kind)
-        if kind != "missed":
-            corners.append((place[0], place[1], class_name(label, classes)))
+    for seen in boxes:
+        place = [round(scale * side) for side in seen.box]
+        _outline(draw, place, seen.kind)
+        if seen.kind != "missed":
+            corners.append((place[0], place[1], class_name(seen.label, classes)))
     _write_names(draw, corners[::-1])  # those of found objects first
     return drawn
 
@@ -77,7 +72,7 @@ def sheet(columns: Sequence[Sequence[Image.Image]], per_band: int = 10) -> Image
 
 
 def _scale(image: UInt8[np.ndarray, "h w 3"]) -> int:
-    return ENLARGEMENT if max(image.shape[:2]) <= SMALL_PX else 1
+    return ENLARGEMENT if max(image.shape[:2]) <= PIXEL_ART_PX else 1
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Sequence[int], kind: str) -> None:

@@ -30,8 +30,8 @@ def drawn(answers, objects):
 def test_small_pictures_are_enlarged_without_mixing_colours():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     assert np.array_equal(np.asarray(picture(image)), image.repeat(3, 0).repeat(3, 1))
-    large = np.zeros((65, 65, 3), np.uint8)
-    assert picture(large).size == (65, 65)
+    large = np.zeros((97, 97, 3), np.uint8)
+    assert picture(large).size == (97, 97)
 
 
 def test_label_maps_have_the_colours_of_the_page():
