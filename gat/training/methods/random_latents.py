@@ -1,14 +1,15 @@
 """The control of GAT: its images, without the attack."""
 
-from dataclasses import replace
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
-from gat.attacks import LatentAttack
+from gat.attacks.frozen import frozen
+from gat.attacks.run import look
+from gat.protocols import MeasuredSpace
 from gat.training.method import Batch, Lesson, Method, Tools
-from gat.training.methods.gat import GAT
 
 
 class RandomLatents(Method):
@@ -31,24 +32,42 @@ class RandomLatents(Method):
     def needs_generator(self) -> bool:
         return True
 
-    @property
-    def idle(self) -> GAT:
-        """GAT that takes no step."""
-        return GAT(
-            attack=LatentAttack(max_steps=0, step_size={"*": 1.0}),  # which is never taken, in any space
-            rotation=(("all", "both"),),
-            only_fooling=False,
-            oversample=self.oversample,
-            oracle_filter=self.oracle_filter,
-            seed=self.seed,
-        )
-
     def check(self, tools: Tools) -> None:
-        self.idle.check(tools)
+        if tools.generator is None:
+            raise ValueError(f"{self.name} needs a generator; name one under `generator`")
+        if self.oracle_filter and tools.oracle is None:
+            raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
 
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
-        lesson = self.idle.lesson(tools, model, batch, key)
-        generated = len(lesson.images) - lesson.num_clean
-        return replace(
-            lesson, num_clean=len(lesson.images), facts={"generated_share": generated / len(lesson.images)}
+        space = tools.generator
+        assert space is not None
+        images, labels, _ = batch
+        count = max(round(self.oversample * len(images)), 1)
+        like = torch.arange(count, device=labels.device) % len(labels)
+        conditions, meant = batch.conditions(space)[like], labels[like]
+        ids = torch.arange(count) + key * count
+
+        # The oracle and the model as it is now say which ones will do.
+        limit = space.max_width(()) if isinstance(space, MeasuredSpace) else None
+        width = min(tools.compute.width, limit or count)
+        seen, usable = [], []
+        with frozen(model), torch.no_grad():
+            for rows in torch.arange(count).split(width):
+                here = rows.to(labels.device)
+                latents = space.sample(conditions[here], ids[rows], self.seed)
+                renderer = space.freeze(latents, ())
+                found = look(tools.task, model, renderer, {}, meant[here], width)
+                read = ~found.wrong
+                if self.oracle_filter:
+                    assert tools.oracle is not None
+                    read &= ~tools.task.wrong(tools.oracle(found.images), meant[here])
+                seen.append(found.images)
+                usable.append(read)
+        chosen = torch.cat(usable).nonzero().squeeze(1)[: len(images)]
+        lesson_images = torch.cat([images, torch.cat(seen)[chosen]])
+        return Lesson(
+            lesson_images,
+            torch.cat([labels, meant[chosen]]),
+            num_clean=len(lesson_images),
+            facts={"generated_share": len(chosen) / len(lesson_images)},
         )

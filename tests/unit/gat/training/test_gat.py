@@ -160,6 +160,10 @@ def test_clean_images_can_be_generated_too(tools, model, batch):
 def test_what_is_missing_is_named_before_training(space):
     with pytest.raises(ValueError, match="oracle_filter needs an oracle"):
         GAT(oracle_filter=True, rotation=ROTATION).check(Tools(TASK, space))
+    with pytest.raises(ValueError, match="oracle_filter needs an oracle"):
+        RandomLatents(oracle_filter=True).check(Tools(TASK, space))
+    with pytest.raises(ValueError, match="random_latents needs a generator"):
+        RandomLatents().check(Tools(TASK))
     with pytest.raises(ValueError, match="has no middle style site"):
         GAT(rotation=(("middle", "style"),)).check(Tools(TASK, space))
 
@@ -170,7 +174,7 @@ def test_without_an_attack_it_is_random_latents(tools, model, batch):
     for key in range(3):
         gat = still.lesson(tools, model, Batch(*batch), key)
         control = RandomLatents(seed=3).lesson(tools, model, Batch(*batch), key)
-        assert torch.equal(control.images, gat.images)
+        torch.testing.assert_close(control.images, gat.images, rtol=0, atol=1e-6)
         assert torch.equal(control.labels, gat.labels)
         assert len(gat.images) > gat.num_clean == N
         assert control.num_clean == len(control.images)  # nothing in it is adversarial

@@ -1,5 +1,7 @@
 """Scenes go the way of pictures in training too; their generator draws from the layouts of the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -7,6 +9,7 @@ from torch.utils.data import default_collate
 from gat.attacks import LatentAttack
 from gat.training.method import Lesson
 from gat.training.methods import GAT, Batch, RandomLatents, Tools
+from generators.spade.space import SPADESpace
 from tasks.detection import DetectionTask
 from tasks.models.small_fcos import SmallFCOSConfig
 from tasks.segmentation import SegmentationTask
@@ -106,3 +109,14 @@ def test_scenes_without_layouts_are_refused(tools):
     batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
     with pytest.raises(ValueError, match="spade draws from layouts"):
         GAT(attack=LATENT, rotation=(("all", "both"),)).lesson(tools, scene_segmenter(), batch, 0)
+
+
+def test_random_latents_are_the_same_however_little_memory_there_is(tools):
+    batch, method = batch_of("masks"), RandomLatents(oversample=1.0)
+    whole = method.lesson(tools, scene_segmenter(), batch, 3)
+    space = tools.generator
+    frugal = SPADESpace(space.generator, space.classes, memory_budget_gib=space.memory_needed((), 2) / 2**30)
+    assert frugal.max_width(()) == 2
+    narrow = method.lesson(replace(tools, generator=frugal), scene_segmenter(), batch, 3)
+    torch.testing.assert_close(narrow.images, whole.images)
+    assert torch.equal(narrow.labels, whole.labels)
