@@ -149,6 +149,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class PartlyReadable(Protocol):
+    """A task whose labels have parts, each of which an image may show or not: pixels."""
+
+    def only_read(self, outputs: Any, labels: Tensor) -> Tensor:
+        """The labels; parts that these outputs answer otherwise no longer count."""
+        ...
+
+
+@runtime_checkable
 class ComparableOutputs(Protocol):
     """What a model returns, where it is not one tensor of logits but can still be compared between images."""
 

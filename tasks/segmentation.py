@@ -76,6 +76,10 @@ class SegmentationTask:
         """Whether all but `fooled_at` of the pixels that count are as the targets say."""
         return self.score(self.predict(outputs), targets) >= 1 - self.fooled_at
 
+    def only_read(self, outputs: Logits, labels: LabelMaps) -> LabelMaps:
+        """The labels of the pixels that are right; the others do not count."""
+        return torch.where(self.predict(outputs) == labels, labels, IGNORE)
+
     def least_likely(self, outputs: Logits, labels: LabelMaps) -> LabelMaps:
         """Per pixel the class with the smallest logit, the first of equals, among those that are not the label. Pixels that do not
         count still do not."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gat.attacks import PGD, Combined, Compute, ImageAttack, LatentAttack, Recolor, Spatial, WorstOf
 from gat.config import Config
-from gat.latents import Images, PerExample, Rows
-from gat.protocols import ComparableOutputs, GenerativeSpace, Task
+from gat.latents import Images, PerExample, Rows, Verdicts
+from gat.protocols import ComparableOutputs, GenerativeSpace, PartlyReadable, Task
 from gat.training.batch_norm import Branch
 
 
@@ -220,6 +220,31 @@ class Method(Config):
     ) -> list[Lesson]:
         """The images of the next steps, as many as there are batches: `steps_at_once`, or fewer at the end of training."""
         return [self.lesson(tools, model, batch, key) for batch, key in zip(batches, keys, strict=True)]
+
+
+def check_oracle(tools: Tools) -> None:
+    """Raises ValueError where `read_by_oracle` cannot say what an image shows."""
+    if tools.oracle is None:
+        raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
+    space = tools.generator
+    if space is not None and space.conditions == "layouts" and not isinstance(tools.task, PartlyReadable):
+        raise ValueError(
+            f"oracle_filter: the oracle of scenes reads pixels, and the labels of {tools.task.name} are none; switch it off"
+        )
+
+
+@torch.no_grad()
+def read_by_oracle(tools: Tools, images: Images, labels: Tensor) -> tuple[Verdicts, Tensor]:
+    """Which images the oracle reads as labelled; and their labels without the parts, if they have any, that it reads otherwise.
+
+    Raises:
+        ValueError: without an oracle.
+    """
+    check_oracle(tools)
+    assert tools.oracle is not None
+    answers = tools.oracle(images)
+    reads = ~tools.task.wrong(answers, labels)
+    return reads, tools.task.only_read(answers, labels) if isinstance(tools.task, PartlyReadable) else labels
 
 
 def seen(attack: ImageAttack | LatentAttack) -> tuple[str, ...]:

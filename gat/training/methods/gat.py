@@ -13,7 +13,7 @@ from gat.attacks import LatentAttack, Outcome
 from gat.latents import Images, PerExample, Rows, Verdicts, seeded_uniform
 from gat.protocols import GenerativeSpace
 from gat.training.batch_norm import Branch, routed
-from gat.training.method import Batch, Lesson, Method, Tools, seen
+from gat.training.method import Batch, Lesson, Method, Tools, check_oracle, read_by_oracle, seen
 
 
 class GAT(Method):
@@ -31,7 +31,8 @@ class GAT(Method):
         oversample: attacked latents per clean image; the surplus makes up for those that do not fool within `max_steps`.
         clean: 'real' images of the data set, or 'generated' ones.
         only_fooling: train only on images that fool (the paper); off, on all attacked images.
-        oracle_filter: also leave out images on which the oracle no longer reads the label.
+        oracle_filter: also leave out images on which the oracle no longer reads the label, and of label maps the pixels that it
+            reads otherwise.
         train_on: the attack's 'final' image, a random one of its 'trajectory', or all its 'iterates' (the paper's way for scenes:
             "the first 10" of each starting image), which takes that many fewer starts. The start is never among them.
         ahead: steps whose images are made at once, before the first of them, which makes the attack's passes that much wider. With
@@ -94,8 +95,8 @@ class GAT(Method):
         """Raises ValueError if a turn of the rotation has nothing to move, or the oracle is missing, before training finds out."""
         if tools.generator is None:
             raise ValueError(f"{self.name} needs a generator; name one under `generator`")
-        if self.oracle_filter and tools.oracle is None:
-            raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
+        if self.oracle_filter:
+            check_oracle(tools)
         if self.attack.goal == "targeted":
             raise ValueError("training has no targets to aim at; take goal 'loss' or 'least_likely'")
         for attack in self.turns():
@@ -151,12 +152,12 @@ class GAT(Method):
             "score": float(found.score.sum() / max(len(found.score), 1)),
         }
         start_labels = start_labels[found.rows]
+        shown_labels = start_labels
         if self.oracle_filter:
-            if tools.oracle is None:
-                raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
-            with torch.no_grad():
-                reads = ~tools.task.wrong(tools.oracle(found.images), start_labels)
+            reads, shown_labels = read_by_oracle(tools, found.images, start_labels)
             facts["oracle_rejected_share"] = float((usable & ~reads).sum() / usable.sum().clamp(min=1))
+            if shown_labels is not start_labels:
+                facts["oracle_unread_share"] = float((shown_labels != start_labels).float().mean())
             usable = usable & reads
 
         # As many of them as clean images.
@@ -167,7 +168,7 @@ class GAT(Method):
         clean, clean_labels = images, labels
         if self.clean == "generated":
             clean, clean_labels = found.start_images[: len(images)], start_labels[: len(images)]
-        blocks = [(clean, clean_labels, 1.0), (found.images[chosen], start_labels[chosen], self.weight)]
+        blocks = [(clean, clean_labels, 1.0), (found.images[chosen], shown_labels[chosen], self.weight)]
         if self.consistency:  # every start once, however many images it became
             _, start, counts = found.rows[chosen].unique_consecutive(return_inverse=True, return_counts=True)
             first = chosen[counts.cumsum(0) - counts]

@@ -9,7 +9,7 @@ from torch import nn
 from gat.attacks.frozen import frozen
 from gat.attacks.run import look
 from gat.protocols import MeasuredSpace
-from gat.training.method import Batch, Lesson, Method, Tools
+from gat.training.method import Batch, Lesson, Method, Tools, check_oracle, read_by_oracle
 
 
 class RandomLatents(Method):
@@ -19,7 +19,8 @@ class RandomLatents(Method):
 
     Attributes:
         oversample: random latents per clean image; the surplus makes up for those that are read otherwise.
-        oracle_filter: also leave out images on which the oracle does not read the label.
+        oracle_filter: also leave out images on which the oracle does not read the label, and of label maps the pixels that it reads
+            otherwise.
         seed: of the latents.
     """
 
@@ -35,8 +36,8 @@ class RandomLatents(Method):
     def check(self, tools: Tools) -> None:
         if tools.generator is None:
             raise ValueError(f"{self.name} needs a generator; name one under `generator`")
-        if self.oracle_filter and tools.oracle is None:
-            raise ValueError("oracle_filter needs an oracle; name one under `oracle`")
+        if self.oracle_filter:
+            check_oracle(tools)
 
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         space = tools.generator
@@ -50,24 +51,25 @@ class RandomLatents(Method):
         # The oracle and the model as it is now say which ones will do.
         limit = space.max_width(()) if isinstance(space, MeasuredSpace) else None
         width = min(tools.compute.width, limit or count)
-        seen, usable = [], []
+        seen, shown, usable = [], [], []
         with frozen(model), torch.no_grad():
             for rows in torch.arange(count).split(width):
                 here = rows.to(labels.device)
                 latents = space.sample(conditions[here], ids[rows], self.seed)
                 renderer = space.freeze(latents, ())
                 found = look(tools.task, model, renderer, {}, meant[here], width)
-                read = ~found.wrong
+                reads, labels_here = ~found.wrong, meant[here]
                 if self.oracle_filter:
-                    assert tools.oracle is not None
-                    read &= ~tools.task.wrong(tools.oracle(found.images), meant[here])
+                    oracle_reads, labels_here = read_by_oracle(tools, found.images, labels_here)
+                    reads &= oracle_reads
                 seen.append(found.images)
-                usable.append(read)
+                shown.append(labels_here)
+                usable.append(reads)
         chosen = torch.cat(usable).nonzero().squeeze(1)[: len(images)]
         lesson_images = torch.cat([images, torch.cat(seen)[chosen]])
         return Lesson(
             lesson_images,
-            torch.cat([labels, meant[chosen]]),
+            torch.cat([labels, torch.cat(shown)[chosen]]),
             num_clean=len(lesson_images),
             facts={"generated_share": len(chosen) / len(lesson_images)},
         )

@@ -181,6 +181,12 @@ def test_metrics_of_a_draw_are_those_of_its_images(task):
     assert found[0] != found[1] != found[2]
 
 
+def test_only_pixels_that_are_right_are_read(task):
+    logits = torch.eye(3)[torch.tensor([[[0, 1, 2], [2, 1, 0]]])].permute(0, 3, 1, 2)
+    labels = torch.tensor([[[0, 2, 2], [255, 1, 1]]])
+    assert task.only_read(logits, labels).tolist() == [[[0, 255, 2], [255, 1, 255]]]
+
+
 def test_metrics_of_a_matrix_by_hand():
     """Two classes that are labels, and one that is only predicted: it is averaged over by none."""
     matrix = torch.tensor([[6, 1, 1], [0, 2, 0], [0, 0, 0]])

@@ -105,6 +105,33 @@ def test_random_latents_of_scenes_are_renderings_of_their_layouts(tools):
     assert torch.equal(lesson.labels[6:], batch.labels[read])
 
 
+@pytest.mark.parametrize("method", [GAT(**ALL), RandomLatents(oversample=1.0)], ids=["gat", "random_latents"])
+def test_only_pixels_that_the_oracle_reads_are_taught(tools, method):
+    batch, oracle = batch_of("masks"), scene_segmenter(seed=1).eval()
+    tools = replace(tools, oracle=oracle)
+    plain = method.lesson(tools, scene_segmenter(), batch, 2)
+    filtered = method.model_copy(update={"oracle_filter": True})
+    filtered.check(tools)
+    lesson = filtered.lesson(tools, scene_segmenter(), batch, 2)
+    assert torch.equal(lesson.images, plain.images)
+    assert torch.equal(lesson.labels[:6], batch.labels)  # clean ones are taught whole
+    with torch.no_grad():
+        answers = oracle(plain.images[6:]).argmax(1)
+    wanted = plain.labels[6:].where(answers == plain.labels[6:], 255)
+    assert 0 < (wanted == 255).sum() < wanted.numel()
+    assert torch.equal(lesson.labels[6:], wanted)
+    if isinstance(method, GAT):
+        unread = (wanted != plain.labels[6:]).float().mean()
+        assert lesson.facts["oracle_unread_share"] == pytest.approx(float(unread))
+
+
+def test_an_oracle_of_pixels_cannot_say_which_boxes_are_shown(tools):
+    tools = replace(tools, task=DetectionTask(tiny_scenes("boxes").classes), oracle=scene_segmenter())
+    for method in (GAT(**ALL, oracle_filter=True), RandomLatents(oracle_filter=True)):
+        with pytest.raises(ValueError, match="labels of detection are none; switch it off"):
+            method.check(tools)
+
+
 def test_scenes_without_layouts_are_refused(tools):
     batch = Batch(torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
     with pytest.raises(ValueError, match="spade draws from layouts"):
