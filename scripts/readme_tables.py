@@ -105,11 +105,12 @@ def table1_others(results: Path) -> str:
     rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
     titles = {
         "gat-start": "renderings, not attacked",
-        "gat-large": "GAT, further away (0.22; 0.3)",
-        "gat-loss": "GAT, uphill on the loss (within 0.12; 0.025)",
+        "gat-large": "GAT, further away (0.2; 0.3)",
+        "gat-least_likely": "GAT, towards the least likely class (0.2)",
+        "gat-loss": "GAT, uphill on the loss (0.025)",
         "gat-loss-large": "GAT, uphill on the loss (0.1)",
         "gat-free": "GAT, no budget",
-        "gat-all": "GAT, all layers, loss",
+        "gat-all": "GAT, all layers, loss, no budget",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",
         "spatial": "spatial",

@@ -33,6 +33,7 @@ _ATTACK_WORDS = {
     "l1": "L1",
     "noise": "noise only",
     "free": "no budget",
+    "least_likely": "least likely class",
     "style": "style only",
     "coarse": "coarse layers",
     "middle": "middle layers",
