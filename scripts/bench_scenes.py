@@ -220,12 +220,13 @@ def show(result: Mapping[str, Any]) -> str:
 def open_setting(
     folder: Path, group: str, step_size: float, n: int, width: int
 ) -> tuple[Setting, dict[str, nn.Module]]:
-    """The first test scenes, the models and the generator of a finished run.
+    """The first test scenes, the models and the generator of a finished run, in float32 whatever the run's precision: all variants
+    shall find the same images.
 
     Raises:
         ConfigError: if the run is not one of scenes, or its SPADE moves coarse offsets instead of the maps.
     """
-    run = compose_run(load(RunConfig, [folder / "config.yaml"], [f"out={folder}"]))
+    run = compose_run(load(RunConfig, [folder / "config.yaml"], [f"out={folder}", 'mixed_precision="no"']))
     space = run.tools.generator
     if not isinstance(space, SPADESpace) or space.coarse_grid is not None:
         raise ConfigError(
