@@ -109,7 +109,7 @@ def table1_others(results: Path) -> str:
         "gat-least_likely": "GAT, towards the least likely class (0.2)",
         "gat-loss": "GAT, uphill on the loss (0.025)",
         "gat-loss-large": "GAT, uphill on the loss (0.1)",
-        "gat-free": "GAT, no budget",
+        "gat-free": "GAT, no budget (steps of 0.02; 0.05)",
         "gat-all": "GAT, all layers, loss, no budget",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",
