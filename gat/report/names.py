@@ -136,6 +136,7 @@ _VARIANTS = {
     "middle": "Only the middle layers are moved.",
     "fine": "Only the fine layers (highest resolutions) are moved.",
     "targeted": "The aim is one given class, not just any wrong one.",
+    "least_likely": "The aim is the answer that the model finds least likely at the start.",
     "linf": "The distance is the largest change of any pixel value; values lie in [0, 1].",
     "l2": "The distance is Euclidean over all pixel values; values lie in [0, 1].",
     "l1": "The distance is the sum of all changes of pixel values; values lie in [0, 1].",
