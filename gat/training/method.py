@@ -51,6 +51,16 @@ class Batch(NamedTuple):
         layouts = None if self.layouts is None else self.layouts[start::stride]
         return Batch(self.images[start::stride], self.labels[start::stride], layouts)
 
+    def draws(self, space: GenerativeSpace, count: int, key: int) -> tuple[Tensor, Tensor, Rows]:
+        """What `count` random examples like these are drawn from, what they will show, and their ids (on the CPU), which no other step
+        has.
+
+        Raises:
+            ValueError: see `conditions`.
+        """
+        like = torch.arange(count, device=self.labels.device) % len(self.labels)
+        return self.conditions(space)[like], self.labels[like], torch.arange(count) + key * count
+
     def conditions(self, space: GenerativeSpace) -> Tensor:
         """What `space` draws images like these from.
 

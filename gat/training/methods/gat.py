@@ -134,11 +134,9 @@ class GAT(Method):
     def _starts(self, space: GenerativeSpace, batch: Batch, key: int, per_start: int) -> "_Starts":
         """Starts for as many images as the batch has."""
         count = max(math.ceil(round(self.oversample * len(batch.images)) / per_start), 1)
-        like = torch.arange(count, device=batch.labels.device) % len(batch.labels)
-        ids = torch.arange(count) + key * count
         share = min(self.turns_per_step, count)
         turns = (key * self.turns_per_step + torch.arange(count) % share) % len(self.rotation)
-        return _Starts(batch.conditions(space)[like], batch.labels[like], ids, turns)
+        return _Starts(*batch.draws(space, count, key), turns)
 
     def _teach(self, tools: Tools, batch: Batch, found: "_Fooled", start_labels: Tensor) -> Lesson:
         """The lesson of one step from what was found for it; `found.rows` are of `start_labels`."""

@@ -44,9 +44,7 @@ class RandomLatents(Method):
         assert space is not None
         images, labels, _ = batch
         count = max(round(self.oversample * len(images)), 1)
-        like = torch.arange(count, device=labels.device) % len(labels)
-        conditions, meant = batch.conditions(space)[like], labels[like]
-        ids = torch.arange(count) + key * count
+        conditions, meant, ids = batch.draws(space, count, key)
 
         # The oracle and the model as it is now say which ones will do.
         limit = space.max_width(()) if isinstance(space, MeasuredSpace) else None
