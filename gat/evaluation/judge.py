@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -18,7 +18,7 @@ from gat.evaluation.plan import Cell, EvaluationSettings, draws_classes
 from gat.evaluation.records import Record, read_records
 from gat.files import written_whole
 from gat.latents import Images, PerExample
-from gat.protocols import Examples
+from gat.protocols import Examples, PartlyReadable, Task
 from gat.training.methods import Batch, Tools
 
 Pictures = dict[str, Shaped[np.ndarray, "..."]]
@@ -125,13 +125,16 @@ def _transferred(
     return list(answers.values())
 
 
-@torch.no_grad()
 def read_labels(oracle: nn.Module | None, images: Tensor, width: int) -> list[int] | None:
     """What the oracle sees, per image; None without an oracle."""
-    if oracle is None:
-        return None
+    return None if oracle is None else _answers(oracle, images, width).argmax(1).tolist()
+
+
+@torch.no_grad()
+def _answers(oracle: nn.Module, images: Images, width: int) -> Tensor:
+    """Logits, `width` images at a time."""
     with frozen(oracle):
-        return torch.cat([oracle(part).argmax(1) for part in images.split(width)]).tolist()
+        return torch.cat([oracle(part) for part in images.split(width)])
 
 
 def _records(
@@ -174,9 +177,28 @@ def _scene_records(
         "evidence": task.evidence(outcome.predictions, labels),
     }
     if tools.oracle is not None:
-        for name, images in (("clean_oracle_score", outcome.start_images), ("oracle_score", outcome.images)):
-            columns[name] = layout_agreement(tools.oracle, images, layouts, width).tolist()
+        readings = [
+            _answers(tools.oracle, images, width) for images in (outcome.start_images, outcome.images)
+        ]
+        for name, reading in zip(("clean_oracle_score", "oracle_score"), readings, strict=True):
+            columns[name] = layout_agreement(reading, layouts).tolist()
+        if isinstance(task, PartlyReadable):
+            shown = labels
+            for reading in readings:
+                shown = task.only_read(reading, shown)
+            columns["clean_shown_score"] = _scores(task, outcome.clean_predictions, shown)
+            columns["shown_score"] = _scores(task, outcome.predictions, shown)
+            columns["oracle_evidence"] = task.evidence(readings[1].argmax(1), labels)
     return _rows(cell, source, ids, outcome, columns)
+
+
+def _scores(task: Task, predictions: Tensor, labels: Tensor) -> list[float | None]:
+    """None where nothing is left to be right about."""
+    scores = task.score(predictions, labels).tolist()
+    return [
+        score if found else None
+        for score, found in zip(scores, task.evidence(predictions, labels), strict=True)
+    ]
 
 
 def _rows(
@@ -200,18 +222,16 @@ def _rows(
         )
 
 
-@torch.no_grad()
-def layout_agreement(oracle: nn.Module, images: Images, layouts: Tensor, width: int) -> PerExample:
+def layout_agreement(reading: Float[Tensor, "b k h w"], layouts: Tensor) -> PerExample:
     """Share of each image's pixels on which a segmenter reads the class that the layout has there; unknown ones are left out.
 
     Args:
+        reading: the segmenter's logits.
         layouts: [b, 2, h, w]; 255 in the semantic map is unknown.
     """
-    with frozen(oracle):
-        read = torch.cat([oracle(part).argmax(1) for part in images.split(width)])
     wanted = layouts[:, 0]
     known = wanted != UNKNOWN
-    return ((read == wanted) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+    return ((reading.argmax(1) == wanted) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
 
 
 def _portable(images: Tensor, exact: bool) -> Shaped[np.ndarray, "n c h w"]:

@@ -16,8 +16,9 @@ def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[di
     """One row per model and attack, in the order of the records.
 
     Returns:
-        Rows {model, attack, protocol, source, n, metrics, score, oracle}. `metrics` are the task's, `score` the means over examples of
-        its scores before and after the attack, `oracle` of the oracle's, None if none was asked. Intervals are the value and 1.96
+        Rows {model, attack, protocol, source, n, metrics, score, oracle, shown}. `metrics` are the task's, `score` the means over
+        examples of its scores before and after the attack, `oracle` of the oracle's, `shown` of the scores among the pixels that the
+        oracle reads; None if none was asked, or the labels are not pixels. Intervals are the value and 1.96
         standard errors to both sides, by bootstrap over examples (Efron 1979), within [0, 1].
     """
     cells: dict[tuple[str, str, str, str], list[Record]] = {}
@@ -36,6 +37,7 @@ def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[di
                 "metrics": _with_intervals(task, [record.evidence for record in found], seed),
                 "score": _means(found, "score"),
                 "oracle": _means(found, "oracle_score"),
+                "shown": _means([r for r in found if r.shown_score is not None], "shown_score"),
             }
         )
     return rows
@@ -56,7 +58,7 @@ def _with_intervals(task: Task, evidence: list[Any], seed: int) -> dict[str, dic
 def _means(records: list[Record], name: str) -> dict[str, float] | None:
     """Before and after the attack."""
     pairs = [(getattr(record, f"clean_{name}"), getattr(record, name)) for record in records]
-    if any(after is None for _, after in pairs):
+    if not pairs or any(after is None for _, after in pairs):
         return None
     before, after = (float(np.mean(side)) for side in zip(*pairs, strict=True))
     return {"before": before, "after": after}

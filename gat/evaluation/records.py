@@ -83,7 +83,10 @@ class Record:
         clean_score, score: of scenes: how good the answers to the two images are, from 0 to 1; see `gat.protocols.Task`.
         clean_oracle_score, oracle_score: of scenes: share of the two images' pixels on which the oracle, a segmenter, reads the class
             that the layout has there.
+        clean_shown_score, shown_score: of scenes whose labels are pixels: the two scores among the pixels on which the oracle reads the
+            label in both images, so those that the attack has not painted over; None if there are none.
         evidence: of scenes: what the task computes numbers of the whole data set from, for the attacked image.
+        oracle_evidence: the same of what the oracle reads, where the labels are pixels.
 
     Scenes have no class: their `label` is 1, and a prediction is 1 where the task does not call the answer wrong, else 0.
     """
@@ -110,7 +113,10 @@ class Record:
     score: float | None = None
     clean_oracle_score: float | None = None
     oracle_score: float | None = None
+    clean_shown_score: float | None = None
+    shown_score: float | None = None
     evidence: Any = None
+    oracle_evidence: Any = None
 
     @property
     def correct(self) -> bool:

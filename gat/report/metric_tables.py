@@ -69,6 +69,7 @@ def all_metrics_table(metrics: Metrics, cells: Mapping[Key, Sequence[Record]]) -
     """One row per model and attack, with everything measured."""
     score = SCORES.get(metrics.task, "score per image")
     rows = []
+    partly = any(row.shown for row in metrics.rows)
     for column in metrics.columns:
         for model in metrics.models:
             row = metrics.row(model, column)
@@ -86,8 +87,10 @@ def all_metrics_table(metrics: Metrics, cells: Mapping[Key, Sequence[Record]]) -
                     attack_name(column.attack),
                     model_name(model),
                     *values,
-                    _change(row.score) if attacked else percent(row.score.after) if row.score else "–",
-                    _change(row.oracle) if attacked else percent(row.oracle.after) if row.oracle else "–",
+                    *(
+                        _change(pair) if attacked else percent(pair.after) if pair else "–"
+                        for pair in (row.score, row.oracle, *([row.shown] if partly else []))
+                    ),
                     f"{sum(r.success for r in right)} of {len(right)}" if attacked and records else "–",
                     str(row.n),
                     column.source,
@@ -97,9 +100,10 @@ def all_metrics_table(metrics: Metrics, cells: Mapping[Key, Sequence[Record]]) -
     return Table(
         caption=f"With 95% bootstrap intervals over images. {score[0].upper()}{score[1:]}: mean over images before → after the "
         "attack. Oracle: share of the pixels on which the independent oracle reads the class of the layout, before → after. "
-        "Fooled: of the images whose answer was not wrong before.",
-        header=("Attack", "Model", *map(title, metrics.names), score[0].upper() + score[1:], "Oracle", "Fooled",
-                "n", "Images", "Protocol"),
+        + ("Where it reads: the score among the pixels that it reads right in both. " if partly else "")
+        + "Fooled: of the images whose answer was not wrong before.",
+        header=("Attack", "Model", *map(title, metrics.names), score[0].upper() + score[1:], "Oracle",
+                *(["Where it reads"] if partly else []), "Fooled", "n", "Images", "Protocol"),
         rows=tuple(rows),
     )  # fmt: skip
 
@@ -115,7 +119,7 @@ def metric_rows(metrics: Metrics, seeds: Sequence[int]) -> list[dict[str, Any]]:
             name: (e.value, e.low, e.high) for name, e in row.metrics.items()
         }
         found |= {f"{name}_before": (e.value, e.low, e.high) for name, e in row.clean_metrics.items()}
-        for name, pair in (("score", row.score), ("oracle_score", row.oracle)):
+        for name, pair in (("score", row.score), ("oracle_score", row.oracle), ("shown_score", row.shown)):
             if pair is not None:
                 found[name] = (pair.after, None, None)
                 if attack != "clean":
@@ -134,19 +138,22 @@ def pixel_class_table(
     classes: tuple[str, ...],
 ) -> Table | None:
     """Intersection over union of every class, of some models under some attacks, from the evidence in the records; None if they
-    hold none.
+    hold none. Beside them the oracle's, on clean images: where it is blind, nobody knows what a picture shows.
 
     Args:
         chosen, among: the models and the columns.
     """
     matrices = {
-        (model, column): _confusion(records)
+        f"{model_name(model)}: {column_name(column, metrics.columns)}": _confusion(found)
         for column in among
         for model in chosen
-        if (records := [r for r in cells.get(Key(model, column), ()) if r.evidence])
+        if (found := [r.evidence for r in cells.get(Key(model, column), ()) if r.evidence])
     }
     if not matrices:
         return None
+    for column in [column for column in among if column.attack == "none"][:1]:
+        if found := [r.oracle_evidence for r in cells.get(Key(chosen[0], column), ()) if r.oracle_evidence]:
+            matrices[f"Oracle: {column_name(column, metrics.columns)}"] = _confusion(found)
     size = max(len(matrix) for matrix in matrices.values())
     pixels = sum(np.pad(matrix.sum(1), (0, size - len(matrix))) for matrix in matrices.values())
     rows = []
@@ -162,14 +169,14 @@ def pixel_class_table(
         rows.append(tuple(cells_of_row))
     return Table(
         caption="Intersection over union per class, over all pixels of the images.",
-        header=("Class", *(f"{model_name(m)}: {column_name(c, metrics.columns)}" for m, c in matrices)),
+        header=("Class", *matrices),
         rows=tuple(rows),
     )
 
 
-def _confusion(records: Sequence[Record]) -> Int64[np.ndarray, "k k"]:
-    """Pixels by label and answer, from evidence [[label, answer, pixels], ...]."""
-    entries = np.array([entry for record in records for entry in record.evidence], np.int64).reshape(-1, 3)
+def _confusion(evidence: Sequence[Any]) -> Int64[np.ndarray, "k k"]:
+    """Pixels by label and answer, from each image's [[label, answer, pixels], ...]."""
+    entries = np.array([entry for example in evidence for entry in example], np.int64).reshape(-1, 3)
     size = int(entries[:, :2].max(initial=0)) + 1
     matrix = np.zeros((size, size), np.int64)
     np.add.at(matrix, (entries[:, 0], entries[:, 1]), entries[:, 2])

@@ -49,6 +49,7 @@ class MetricRow:
         clean_metrics: the same on the starting images; {} if they were not kept.
         score: means of the task's scores per image: pixel accuracy, or the share of objects that is found.
         oracle: share of the pixels on which the independent oracle reads the class of the layout; None if none was asked.
+        shown: as `score`, among the pixels that the oracle reads right in both images; None where the labels are not pixels.
     """
 
     key: Key
@@ -57,6 +58,7 @@ class MetricRow:
     clean_metrics: Mapping[str, Estimate] = field(default_factory=dict)
     score: BeforeAfter | None = None
     oracle: BeforeAfter | None = None
+    shown: BeforeAfter | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def _row(row: dict[str, Any]) -> MetricRow:
         _estimates(row.get("clean_metrics") or {}, n),
         _pair(row.get("score")),
         _pair(row.get("oracle")),
+        _pair(row.get("shown")),
     )
 
 

@@ -54,6 +54,7 @@ def metric_view(results: Results) -> dict[str, Any] | None:
             {"name": model_name(model), "series": i % len(SERIES)} for i, model in enumerate(metrics.models)
         ],
         "rows": [_metric_row(metrics, column, across, folder.seen) for column in across],
+        "shown": any(row.shown for row in metrics.rows),
         "means": []
         if len(judging) < _ATTACKS_TO_JOIN
         else [None if mean is None else shown(metrics.headline, mean) for mean in means],
@@ -85,12 +86,10 @@ def _metric_cell(metrics: Metrics, row: MetricRow, seen: bool) -> dict[str, Any]
             if name in row.metrics
         ],
         "change": points(found.value - baseline.value) if baseline else "",
-        "score": f"{percent(row.score.before)} → {percent(row.score.after)}"
-        if row.score and attacked
-        else "",
-        "oracle": f"{percent(row.oracle.before)} → {percent(row.oracle.after)}"
-        if row.oracle and attacked
-        else "",
+        **{
+            name: f"{percent(pair.before)} → {percent(pair.after)}" if pair and attacked else ""
+            for name, pair in (("score", row.score), ("oracle", row.oracle), ("shown", row.shown))
+        },
         "seen": seen,
     }
 

@@ -47,6 +47,7 @@ class Measured:
         seed: of the run's training.
         value: with its interval over the examples, and their number.
         oracle: of scenes, the share of the pixels of these images on which the oracle reads the layout's class.
+        shown: of scenes whose labels are pixels, the mean score among those that the oracle reads.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Measured:
     seed: int
     value: Estimate
     oracle: float | None = None
+    shown: float | None = None
 
 
 def measure(run: RunFolder, attack: str = "gat") -> list[Measured]:
@@ -111,6 +113,7 @@ def _measured(run: RunFolder, values: Mapping[Key, Estimate], across: Sequence[C
         )
     scenes = run.scene_metrics.rows if run.scene_metrics else ()
     oracle = {row.key: row.oracle.after for row in scenes if row.oracle}
+    among_shown = {row.key: row.shown.after for row in scenes if row.shown}
     found = []
     for model, name in (("trained", trained), ("original", names[0])):
         for column in across:
@@ -131,6 +134,7 @@ def _measured(run: RunFolder, values: Mapping[Key, Estimate], across: Sequence[C
                     run.seeds[0],
                     value,
                     oracle.get(key),
+                    among_shown.get(key),
                 )
             )
     return found
@@ -163,8 +167,8 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     """Rows of `results/table1/table.json`: for every task, model and attack the mean over seeds.
 
     Returns:
-        Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed, oracle}, values
-        as fractions. `model` is its name in the records, as in all results. `low` and `high` are the lowest and the highest seed;
+        Rows {task, data, model, attack, protocol, source, metric, value, low, high, interval, n, seeds, per_seed, oracle, shown},
+        values as fractions. `model` is its name in the records, as in all results. `low` and `high` are the lowest and the highest seed;
         of a single seed, its 95 % interval over examples; `interval` says which. `n` counts the examples of all seeds together.
 
     Raises:
@@ -184,7 +188,6 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
             raise ValueError(f"{task}: runs differ in model, data, attack or protocol, got {sorted(about)}")
         ((name, data, attack, protocol, source),) = about
         values = [cell.value.value for cell in cells]
-        read = [cell.oracle for cell in cells if cell.oracle is not None]
         low, high = (
             (min(values), max(values)) if len(cells) > 1 else (cells[0].value.low, cells[0].value.high)
         )
@@ -204,10 +207,17 @@ def table1_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
                 "n": sum(cell.value.n for cell in cells),
                 "seeds": seeds,
                 "per_seed": values,
-                "oracle": sum(read) / len(read) if len(read) == len(cells) else None,
+                "oracle": _mean([cell.oracle for cell in cells]),
+                "shown": _mean([cell.shown for cell in cells]),
             }
         )
     return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless all are there."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there and len(there) == len(values) else None
 
 
 def other_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:

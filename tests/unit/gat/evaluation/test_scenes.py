@@ -101,12 +101,54 @@ def test_detectors_go_the_same_way(accelerator, tmp_path):
 
 
 def test_the_oracle_is_asked_for_the_layout_and_not_for_unknown_pixels():
-    class Reads(nn.Module):
-        def forward(self, images):
-            return nn.functional.one_hot(torch.tensor([[[0, 1], [1, 0]]]), 3).permute(0, 3, 1, 2).float()
-
+    reading = nn.functional.one_hot(torch.tensor([[[0, 1], [1, 0]]]), 3).permute(0, 3, 1, 2).float()
     layouts = torch.tensor([[[[0, 1], [2, 255]], [[0, 0], [0, 0]]]])
-    assert layout_agreement(Reads(), torch.zeros(1, 3, 2, 2), layouts, 4).tolist() == pytest.approx([2 / 3])
+    assert layout_agreement(reading, layouts).tolist() == pytest.approx([2 / 3])
+
+
+class Answers(nn.Module):
+    """An oracle that reads one class everywhere."""
+
+    def __init__(self, only: int) -> None:
+        super().__init__()
+        self.only = only
+
+    def forward(self, images):
+        logits = images.new_zeros(len(images), len(tiny_scenes().classes), *images.shape[2:])
+        logits[:, self.only] = 1
+        return logits
+
+
+def test_what_counts_as_shown_is_what_the_oracle_reads(accelerator, tmp_path):
+    data, model = tiny_scenes(), scene_segmenter()
+    labels = torch.stack([data[i]["labels"] for i in range(len(data))])
+    with torch.no_grad():
+        answers = torch.cat([model(data[i]["images"][None]).argmax(1) for i in range(len(data))])
+    commonest = int(answers[answers == labels].mode().values)
+    rare = int(next(k for k in labels.unique() if not (labels == k).flatten(1).any(1).all()))
+    for only in (commonest, rare):
+        tools = Tools(SegmentationTask(data.classes, fooled_at=0.0), tiny_spade(), Answers(only))
+        records = judged(tools, accelerator, tmp_path / str(only))
+        found = {r.id: r.shown_score for r in records if r.attack == "none"}
+        for i, (answer, label) in enumerate(zip(answers, labels, strict=True)):
+            read = label == only
+            wanted = float((answer == only)[read].float().mean()) if read.any() else None
+            assert found[data[i]["ids"]] == (None if wanted is None else pytest.approx(wanted))
+        rows = json.loads((tmp_path / str(only) / "metrics.json").read_text())["rows"]
+        there = [score for score in found.values() if score is not None]
+        assert rows[0]["shown"]["after"] == pytest.approx(sum(there) / len(there))
+        assert None in found.values() and (max(there) > 0) >= (only == commonest)
+
+
+def test_pixels_that_the_attack_paints_over_do_not_count_as_shown(accelerator, tmp_path):
+    """The oracle is the attacked model itself: where it still reads the label, it is right."""
+    data, model = tiny_scenes(), scene_segmenter()
+    tools = Tools(SegmentationTask(data.classes, fooled_at=0.0), tiny_spade(), model)
+    attacked = [r for r in judged(tools, accelerator, tmp_path, model=model) if r.attack == "gat"]
+    assert any(r.score < 1 for r in attacked)
+    assert all(r.shown_score in (1, None) and r.clean_shown_score in (1, None) for r in attacked)
+    assert any(r.shown_score == 1 for r in attacked)
+    assert all((r.score > 0) == (r.shown_score is not None) or r.clean_score < 1 for r in attacked)
 
 
 def test_intervals_are_of_examples_and_the_same_every_time():

@@ -150,6 +150,26 @@ def test_intersection_over_union_per_class_comes_from_the_evidence(read, build_s
     assert pixel_class_table(metrics, {}, ["original"], metrics.columns, ()) is None
 
 
+def test_the_oracle_stands_beside_the_models_class_by_class(read):
+    metrics = read()
+    about = {"evidence": [[0, 0, 5]], "oracle_evidence": [[0, 0, 2], [0, 1, 3]]}
+    record = Record("original", "none", "", "real", 0, 1, 1, 1, False, **about)
+    table = pixel_class_table(metrics, by_cell([record]), ["original"], metrics.columns, ("sky",))
+    assert table.header == ("Class", "Original: Clean", "Oracle: Clean")
+    assert table.rows == (("sky", "100.0%", "40.0%"),)
+
+
+def test_what_the_oracle_still_reads_is_told_where_the_labels_are_pixels(read):
+    def tell(content):
+        content["rows"][1]["shown"] = {"before": 0.97, "after": 0.89}
+
+    plain, told = all_metrics_table(read(), {}), all_metrics_table(read(change=tell), {})
+    assert set(told.header) - set(plain.header) == {"Where it reads"}
+    assert [row[told.header.index("Where it reads")] for row in told.rows].count("97.0% → 89.0%") == 1
+    (row,) = (r for r in metric_rows(read(change=tell), []) if r["metric"] == "shown_score")
+    assert row["value"] == 0.89
+
+
 def test_a_class_that_is_answered_but_never_labelled_has_no_row(read):
     metrics = read()
     record = Record("original", "none", "", "real", 0, 1, 1, 1, False, evidence=[[0, 0, 5], [0, 3, 5]])
