@@ -16,17 +16,19 @@ def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[di
     """One row per model and attack, in the order of the records.
 
     Returns:
-        Rows {model, attack, protocol, source, n, metrics, score, oracle, shown}. `metrics` are the task's, `score` the means over
-        examples of its scores before and after the attack, `oracle` of the oracle's, `shown` of the scores among the pixels that the
-        oracle reads; None if none was asked, or the labels are not pixels. Intervals are the value and 1.96
+        Rows {model, attack, protocol, source, n, metrics, score, oracle, shown, oracle_metrics}. `metrics` are the task's, `score`
+        the means over examples of its scores before and after the attack, `oracle` of the oracle's, `shown` of the scores among the
+        pixels that the oracle reads, `oracle_metrics` the task's of what the oracle reads; None if none was asked, the last two also
+        if the labels are not pixels. Intervals are the value and 1.96
         standard errors to both sides, by bootstrap over examples (Efron 1979), within [0, 1].
     """
     cells: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in records:
         if record.evidence is not None:
             cells.setdefault((record.model, record.attack, record.protocol, record.source), []).append(record)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (model, attack, protocol, source), found in cells.items():
+        oracle_reads = [record.oracle_evidence for record in found if record.oracle_evidence is not None]
         rows.append(
             {
                 "model": model,
@@ -38,6 +40,7 @@ def metric_rows(records: Sequence[Record], task: Task, seed: int = 0) -> list[di
                 "score": _means(found, "score"),
                 "oracle": _means(found, "oracle_score"),
                 "shown": _means([r for r in found if r.shown_score is not None], "shown_score"),
+                "oracle_metrics": task.metrics(oracle_reads) if len(oracle_reads) == len(found) else None,
             }
         )
     return rows

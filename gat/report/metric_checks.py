@@ -10,10 +10,13 @@ from gat.report.names import column_name, model_name
 from gat.report.statistics import clean_column
 from gat.report.tables import in_brackets, percent, points
 
+BY_CLASS = "mean_class_accuracy"
 MAX_WIDTH = 0.10
 """Widest 95 % interval that passes without a word."""
 MIN_READ = 0.80
 """Least share of the pixels of starting images that an oracle should read right to be a judge."""
+MIN_READ_CLASS = 0.67
+"""The same within each class, averaged: pixels of rare classes hardly move their share."""
 MAX_UNREAD = 0.10
 """Largest share of pixels that an oracle may lose to an attack without a word."""
 
@@ -118,6 +121,16 @@ def _oracle(metrics: Metrics) -> Iterator[Doubt]:
             "careful",
             f"The oracle is a poor judge: it reads only {percent(read.before)} of the pixels of the starting images right "
             f"({_where(row, metrics)}).",
+        )
+    value = min(
+        (row.oracle_metrics.get(BY_CLASS, 1) for row in metrics.rows if row.key.column.attack == "none"),
+        default=1,
+    )
+    if value < MIN_READ_CLASS:
+        yield Doubt(
+            "careful",
+            f"The oracle is blind to some classes: averaged over them, it reads {percent(value)} of a class's pixels in clean images. "
+            "What it says of pictures is about the other classes; the table by class says which.",
         )
     row, read = max(asked, key=lambda pair: pair[1].before - pair[1].after)
     lost = read.before - read.after

@@ -50,6 +50,7 @@ class MetricRow:
         score: means of the task's scores per image: pixel accuracy, or the share of objects that is found.
         oracle: share of the pixels on which the independent oracle reads the class of the layout; None if none was asked.
         shown: as `score`, among the pixels that the oracle reads right in both images; None where the labels are not pixels.
+        oracle_metrics: name -> value of what the oracle reads in the attacked images; {} where the labels are not pixels.
     """
 
     key: Key
@@ -59,6 +60,7 @@ class MetricRow:
     score: BeforeAfter | None = None
     oracle: BeforeAfter | None = None
     shown: BeforeAfter | None = None
+    oracle_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _row(row: dict[str, Any]) -> MetricRow:
         _pair(row.get("score")),
         _pair(row.get("oracle")),
         _pair(row.get("shown")),
+        {str(name): _number(value) for name, value in (row.get("oracle_metrics") or {}).items()},
     )
 
 

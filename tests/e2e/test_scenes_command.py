@@ -18,7 +18,8 @@ model: MODEL
 generator: {{name: spade}}
 oracle:
   name: small_segnet
-  widths: [48, 64, 96]
+  widths: [48, 64, 96, 128]
+  blocks: [1, 1, 1, 2]
   patch_px: 4
   activation: silu
   weights: tasks/models/shipped/fashion_scenes_oracle.safetensors

@@ -137,6 +137,8 @@ def test_what_counts_as_shown_is_what_the_oracle_reads(accelerator, tmp_path):
         rows = json.loads((tmp_path / str(only) / "metrics.json").read_text())["rows"]
         there = [score for score in found.values() if score is not None]
         assert rows[0]["shown"]["after"] == pytest.approx(sum(there) / len(there))
+        share = float((labels == only).float().mean())
+        assert rows[0]["oracle_metrics"]["pixel_accuracy"] == pytest.approx(share)
         assert None in found.values() and (max(there) > 0) >= (only == commonest)
 
 

@@ -192,6 +192,18 @@ def test_healthy_metrics_raise_no_doubt_but_what_the_oracle_lost(read):
     assert found.startswith("note: After the attack the oracle reads the layout on 84.0%")
 
 
+def test_an_oracle_that_is_blind_to_some_classes_is_told(read):
+    def reads(value):
+        def change(content):
+            for row in content["rows"]:
+                row["oracle_metrics"] = {"pixel_accuracy": 0.9, "mean_class_accuracy": value}
+
+        return texts(read(change=change))
+
+    assert "55.0% of a class's pixels" in only(reads(0.55), "blind to some classes")
+    assert len(reads(0.7)) == 1
+
+
 def test_an_attack_that_changes_nothing_on_the_undefended_model_is_wrong(read):
     found = only(texts(read(original__gat=0.93)), "probably broken")
     assert found.startswith("wrong: Original, GAT [strict-gat]")
