@@ -102,8 +102,10 @@ def table1(results: Path) -> str:
 
 
 def table1_others(results: Path) -> str:
-    rows = _by({"rows": _read(results, "table1")["other_attacks"]}, "task", "attack", "model")
+    found = _read(results, "table1")
+    rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
     titles = {
+        "gat": "GAT, as above (0.13; 0.1)",
         "gat-start": "renderings, not attacked",
         "gat-large": "GAT, further away (0.2; 0.3)",
         "gat-least_likely": "GAT, towards the least likely class (0.2)",
@@ -116,13 +118,23 @@ def table1_others(results: Path) -> str:
         "spatial": "spatial",
         "recolor": "recolor",
     }
-    scenes = ("segmentation", "detection")
+    columns = (("segmentation", "value"), ("segmentation", "shown"), ("detection", "value"))
     lines = []
     for attack, title in titles.items():
-        cells = [rows.get((task, attack, model)) for task in scenes for model in _MODELS]
+        cells = [
+            (rows.get((task, attack, model)) or {}).get(value) for task, value in columns for model in _MODELS
+        ]
         if any(cells):
-            lines.append([title, *(_percent(row["value"]) if row else "" for row in cells)])
-    return _table(["attack", "segmenter, original", "gat", "detector, original", "gat"], lines)
+            lines.append([title, *("" if value is None else _percent(value) for value in cells)])
+    header = (
+        "segmenter, original",
+        "gat",
+        "where the oracle reads, original",
+        "gat",
+        "detector, original",
+        "gat",
+    )
+    return _table(["attack", *header], lines)
 
 
 def table2(results: Path) -> str:

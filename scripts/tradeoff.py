@@ -25,7 +25,7 @@ from gat.attacks import LatentAttack
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.cli.table import print_table
 from gat.config import load
-from gat.evaluation.judge import layout_agreement
+from gat.evaluation.judge import layout_agreement, outputs
 from gat.files import write_json
 from gat.progress import progress
 from gat.report.statistics import proportion
@@ -77,7 +77,8 @@ def scenes(
         ):
             name, value = next(iter(task.metrics(task.evidence(answers, labels)).items()))
             row[f"{name}_{when}"] = round(value, 4)
-            row[f"oracle_{when}"] = round(float(layout_agreement(oracle, images, layouts, width).mean()), 4)
+            reads = layout_agreement(outputs(oracle, images, width), layouts)
+            row[f"oracle_{when}"] = round(float(reads.mean()), 4)
         yield row | {"mean_change_of_pixels": round(float(change), 4)}
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import nn
@@ -136,6 +137,8 @@ def open_run(config: RunConfig) -> Run:
         raise ConfigError(
             f"method {config.method.name} needs a generator; on offer: generator.name=stylegan2"
         )
+    # Accelerate would keep the precision of the first run for the life of the process, but those of a table may differ.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,

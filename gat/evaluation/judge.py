@@ -127,14 +127,14 @@ def _transferred(
 
 def read_labels(oracle: nn.Module | None, images: Tensor, width: int) -> list[int] | None:
     """What the oracle sees, per image; None without an oracle."""
-    return None if oracle is None else _answers(oracle, images, width).argmax(1).tolist()
+    return None if oracle is None else outputs(oracle, images, width).argmax(1).tolist()
 
 
 @torch.no_grad()
-def _answers(oracle: nn.Module, images: Images, width: int) -> Tensor:
-    """Logits, `width` images at a time."""
-    with frozen(oracle):
-        return torch.cat([oracle(part) for part in images.split(width)])
+def outputs(network: nn.Module, images: Images, width: int) -> Tensor:
+    """Of a network in evaluation mode, `width` images at a time."""
+    with frozen(network):
+        return torch.cat([network(part) for part in images.split(width)])
 
 
 def _records(
@@ -177,9 +177,7 @@ def _scene_records(
         "evidence": task.evidence(outcome.predictions, labels),
     }
     if tools.oracle is not None:
-        readings = [
-            _answers(tools.oracle, images, width) for images in (outcome.start_images, outcome.images)
-        ]
+        readings = [outputs(tools.oracle, images, width) for images in (outcome.start_images, outcome.images)]
         for name, reading in zip(("clean_oracle_score", "oracle_score"), readings, strict=True):
             columns[name] = layout_agreement(reading, layouts).tolist()
         if isinstance(task, PartlyReadable):

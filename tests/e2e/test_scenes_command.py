@@ -130,7 +130,10 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, monkeypatch, capsy
     )
     (tmp_path / "table1.yaml").write_text(f"seeds: [0]\nout: {tmp_path / 'runs'}\nruns:\n{text}")
     monkeypatch.setattr("gat.cli.reproduce.table1.RESULTS", tmp_path / "results")
-    assert main(["reproduce", "table1", "--config", str(tmp_path / "table1.yaml")]) == 0
+    precision = {"segmentation": "bf16", "detection": "no"}
+    command = ["reproduce", "table1", "--config", str(tmp_path / "table1.yaml")]
+    command += [f'runs.{task}.mixed_precision="{name}"' for task, name in precision.items()]
+    assert main(command) == 0
     assert "Paper, original" in capsys.readouterr().out
     table = json.loads((tmp_path / "results/table.json").read_text())
     cells = {(row["task"], row["model"], row["attack"]): row for row in table["rows"]}
@@ -139,11 +142,14 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, monkeypatch, capsy
     clean = found["rows"][0]["metrics"]["pixel_accuracy"]["value"]
     assert cells["segmentation", "original", "clean"]["value"] == pytest.approx(clean)
 
+    found = {task: origin["hardware"]["mixed_precision"] for task, origin in table["origins"].items()}
+    assert found == precision
+
     # One task again: the other keeps its rows, without its runs, and is of the commit it was measured on.
     (tmp_path / "runs/seed0/detection").rename(tmp_path / "gone")
     table["origins"]["detection"]["commit"] = "long ago"
     (tmp_path / "results/table.json").write_text(json.dumps(table))
-    command = ["reproduce", "table1", "--config", str(tmp_path / "table1.yaml"), "--task"]
+    command += ["--task"]
     assert main([*command, "segmentation"]) == 0
     again = json.loads((tmp_path / "results/table.json").read_text())
     assert again["rows"] == table["rows"]
