@@ -177,16 +177,17 @@ def _scene_records(
         "evidence": task.evidence(outcome.predictions, labels),
     }
     if tools.oracle is not None:
-        readings = [outputs(tools.oracle, images, width) for images in (outcome.start_images, outcome.images)]
-        for name, reading in zip(("clean_oracle_score", "oracle_score"), readings, strict=True):
+        shown = labels
+        for name, images in (("clean_oracle_score", outcome.start_images), ("oracle_score", outcome.images)):
+            reading = outputs(tools.oracle, images, width)
             columns[name] = layout_agreement(reading, layouts).tolist()
-        if isinstance(task, PartlyReadable):
-            shown = labels
-            for reading in readings:
+            if isinstance(task, PartlyReadable):
                 shown = task.only_read(reading, shown)
+                # The later, of the attacked images, is the one to keep.
+                columns["oracle_evidence"] = task.evidence(task.predict(reading), labels)
+        if isinstance(task, PartlyReadable):
             columns["clean_shown_score"] = _scores(task, outcome.clean_predictions, shown)
             columns["shown_score"] = _scores(task, outcome.predictions, shown)
-            columns["oracle_evidence"] = task.evidence(readings[1].argmax(1), labels)
     return _rows(cell, source, ids, outcome, columns)
 
 
