@@ -147,6 +147,13 @@ class Blobs(Dataset[Mapping[str, Any]]):
         return {"images": self.images[index], "labels": int(self.labels[index]), "ids": 100 + int(index)}
 
 
+SCENES_ORACLE = (
+    "{name: small_segnet, widths: [48, 64, 96, 128], blocks: [1, 1, 1, 2], patch_px: 4, activation: silu, "
+    "weights: tasks/models/shipped/fashion_scenes_oracle.safetensors}"
+)
+"""The oracle of scenes that ships, as a configuration names it."""
+
+
 @cache
 def tiny_scenes(labels: str = "masks", num: int = 12) -> FashionScenes:
     """The first few scenes of the smallest size."""

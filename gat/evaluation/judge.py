@@ -18,7 +18,7 @@ from gat.evaluation.plan import Cell, EvaluationSettings, draws_classes
 from gat.evaluation.records import Record, read_records
 from gat.files import written_whole
 from gat.latents import Images, PerExample
-from gat.protocols import Examples, PartlyReadable, Task
+from gat.protocols import Examples, PartlyReadable
 from gat.training.methods import Batch, Tools
 
 Pictures = dict[str, Shaped[np.ndarray, "..."]]
@@ -183,21 +183,15 @@ def _scene_records(
             columns[name] = layout_agreement(reading, layouts).tolist()
             if isinstance(task, PartlyReadable):
                 shown = task.only_read(reading, shown)
-                # The later, of the attacked images, is the one to keep.
-                columns["oracle_evidence"] = task.evidence(task.predict(reading), labels)
         if isinstance(task, PartlyReadable):
-            columns["clean_shown_score"] = _scores(task, outcome.clean_predictions, shown)
-            columns["shown_score"] = _scores(task, outcome.predictions, shown)
+            # The reading is that of the attacked images. Evidence is empty where nothing is left to be right about.
+            columns["oracle_evidence"] = task.evidence(task.predict(reading), labels)
+            left = task.evidence(outcome.predictions, shown)
+            answered = {"clean_shown_score": outcome.clean_predictions, "shown_score": outcome.predictions}
+            for name, answers in answered.items():
+                found = zip(task.score(answers, shown).tolist(), left, strict=True)
+                columns[name] = [score if some else None for score, some in found]
     return _rows(cell, source, ids, outcome, columns)
-
-
-def _scores(task: Task, predictions: Tensor, labels: Tensor) -> list[float | None]:
-    """None where nothing is left to be right about."""
-    scores = task.score(predictions, labels).tolist()
-    return [
-        score if found else None
-        for score, found in zip(scores, task.evidence(predictions, labels), strict=True)
-    ]
 
 
 def _rows(

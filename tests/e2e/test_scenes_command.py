@@ -10,19 +10,14 @@ from PIL import Image
 
 from gat.cli import main
 from gat.evaluation.records import read_records
+from tests.toys import SCENES_ORACLE
 
 STEPS = "{gamma/*: 0.05, beta/*: 0.05}"
 RUN = f"""
 data: {{name: fashion_scenes, labels: LABELS, num_train: 16, num_test: 6}}
 model: MODEL
 generator: {{name: spade}}
-oracle:
-  name: small_segnet
-  widths: [48, 64, 96, 128]
-  blocks: [1, 1, 1, 2]
-  patch_px: 4
-  activation: silu
-  weights: tasks/models/shipped/fashion_scenes_oracle.safetensors
+oracle: {SCENES_ORACLE}
 base: {{steps: 20, batch_size: 8, lr: 1.0e-2, warmup_steps: 2, log_every: 1, save_every: 2}}
 method:
   name: gat

@@ -6,20 +6,13 @@ import torch
 from gat.attacks import LatentAttack
 from gat.cli.compose import RunConfig, open_run
 from gat.config import load
+from tests.toys import SCENES_ORACLE
 
-ORACLE = """
-  name: small_segnet
-  widths: [48, 64, 96, 128]
-  blocks: [1, 1, 1, 2]
-  patch_px: 4
-  activation: silu
-  weights: tasks/models/shipped/fashion_scenes_oracle.safetensors
-"""
 CONFIG = f"""
 data: {{name: fashion_scenes, labels: masks, num_train: 4, num_test: 6}}
-model: {ORACLE}
+model: {SCENES_ORACLE}
 generator: {{name: spade}}
-oracle: {ORACLE}
+oracle: {SCENES_ORACLE}
 evaluation: {{width: 4}}
 """
 STEPS = {"gamma/*": 0.1, "beta/*": 0.1}

@@ -139,7 +139,9 @@ def test_what_counts_as_shown_is_what_the_oracle_reads(accelerator, tmp_path):
         assert rows[0]["shown"]["after"] == pytest.approx(sum(there) / len(there))
         share = float((labels == only).float().mean())
         assert rows[0]["oracle_metrics"]["pixel_accuracy"] == pytest.approx(share)
-        assert None in found.values() and (max(there) > 0) >= (only == commonest)
+        assert None in found.values()
+        if only == commonest:
+            assert max(there) > 0
 
 
 def test_pixels_that_the_attack_paints_over_do_not_count_as_shown(accelerator, tmp_path):
@@ -150,7 +152,6 @@ def test_pixels_that_the_attack_paints_over_do_not_count_as_shown(accelerator, t
     assert any(r.score < 1 for r in attacked)
     assert all(r.shown_score in (1, None) and r.clean_shown_score in (1, None) for r in attacked)
     assert any(r.shown_score == 1 for r in attacked)
-    assert all((r.score > 0) == (r.shown_score is not None) or r.clean_score < 1 for r in attacked)
 
 
 def test_intervals_are_of_examples_and_the_same_every_time():
