@@ -4,8 +4,9 @@
 
 Three rules decide what wins:
 
-* A later file, and then an override, replaces what an earlier one said at the same key. Settings merge key by key; a table
-  or a list (a field that is not itself a `Config`) is replaced whole by a file, while an override may edit one entry of it.
+* A later file, and then an override, replaces what an earlier one said at the same key. Settings merge key by key, also where
+  an override says several at once (`train={steps: 400, lr: 1e-3}`); a table or a list (a field that is not itself a `Config`)
+  is replaced whole, while an override may edit one entry of it.
 * What nobody says is the default. An override edits the default it finds: `attack.steps=3` needs no `attack.name=`.
 * Choosing another kind drops the old kind's settings: under `attack.name=pgd`, what a file said for another attack no
   longer counts, even where both have a key of that name, because it was meant in other units. Overrides for the new kind
@@ -54,7 +55,8 @@ def load(cls: type[C], files: Iterable[str | Path] = (), overrides: Iterable[str
     tree: dict[str, Any] = {}
     for file in files:
         _apply(tree, cls, _leaves(cls, read_yaml(file)))
-    _apply(tree, cls, map(_parse_override, overrides))
+    said = [_parse_override(word) for word in overrides]
+    _apply(tree, cls, (leaf for path, value in said for leaf in _override_leaves(cls, tree, path, value)))
     try:
         plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -174,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def _leaves(kind: Kind, node: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Everything a file says, as assignments; tables, lists and empty settings are one value each."""
+    """Everything a file says of settings, as assignments; tables, lists and empty settings are one value each."""
     for key, value in node.items():
         key = str(key)
         below = _child(kind, node, key)[0]
@@ -182,6 +184,21 @@ def _leaves(kind: Kind, node: Mapping[str, Any], path: KeyPath = ()) -> Iterator
             yield from _leaves(below, value, (*path, key))
         else:
             yield (*path, key), value
+
+
+def _override_leaves(
+    cls: type[BaseModel], tree: dict[str, Any], path: KeyPath, value: Any
+) -> Iterator[tuple[KeyPath, Any]]:
+    """An override as assignments: `train={steps: 3}` says one thing about `train`, as the same words in a file would."""
+    kind: Kind = cls
+    node: Any = tree
+    for key in path:
+        kind, default = _child(kind, node, key)
+        node = node.get(key, default) if isinstance(node, Mapping) else None
+    if isinstance(value, Mapping) and value and _models(kind):
+        yield from _leaves(kind, value, path)
+    else:
+        yield path, value
 
 
 def _apply(tree: dict[str, Any], cls: type[BaseModel], assignments: Iterable[tuple[KeyPath, Any]]) -> None:
@@ -205,12 +222,14 @@ def _assign(tree: dict[str, Any], cls: type[BaseModel], path: KeyPath, value: An
         else:
             slot = key
         below, default = _child(kind, node, key)
+        current = node[slot] if isinstance(node, list) else node.get(key, default)
         if is_last:
+            if value == {} and isinstance(current, dict) and _models(below):
+                value = current  # no settings said, none changed
             if key == "name" and len(_models(kind)) > 1 and node.get("name", value) != value:
                 node.clear()  # another kind: what was said for the old one does not count
             node[slot] = value
             return
-        current = node[slot] if isinstance(node, list) else node.get(key, default)
         if not isinstance(current, dict | list):
             current = {}
         node[slot] = current

@@ -124,6 +124,7 @@ def judge(
     if contest.distance is not None:
         distance = contest.distance(model, images, attacked).double()
         # A published projection may end outside by a thousandth, and float32 rounds.
+        assert contest.bound is not None
         legal &= distance <= contest.bound * 1.002 + 1e-6
     return right & ~(fooled & legal), torch.where(fooled & right, distance, math.inf)
 
@@ -228,6 +229,7 @@ def prepare(
         run: folder of a finished run; None trains a pair.
         trained: name of the second model's weights there; None is the run's method.
     """
+    test: Examples
     if run is None:
         data = FashionMNISTConfig()
         print("training a tiny pair of models; --run FOLDER takes those of a run", file=sys.stderr)

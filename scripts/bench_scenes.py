@@ -11,7 +11,7 @@ images that fool; all loops find the same ones.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -232,7 +232,7 @@ def open_setting(
         raise ConfigError(
             f"{folder} has generator {space.name if space else 'none'}; wanted a run with a SPADE whose maps move themselves"
         )
-    items: Sequence[Any] = [run.test_data[i] for i in range(min(n, len(run.test_data)))]
+    items = [run.test_data[i] for i in range(min(n, len(run.test_data)))]
     batch = default_collate(items)
     attack = LatentAttack.model_validate(
         {"group": group, "step_size": {"gamma/*": step_size, "beta/*": step_size}}

@@ -48,7 +48,8 @@ def both_ends(run: Run, name: str) -> tuple[nn.Module, nn.Module]:
     ends = run.new_model(), run.new_model()
     for model, weights in zip(ends, (state["start"], state["model"]), strict=True):
         model.load_state_dict(weights)
-        model.to(run.accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        model.to(run.accelerator.device).to(memory_format=torch.channels_last)
+        model.eval().requires_grad_(False)
     return ends
 
 
@@ -84,6 +85,7 @@ def main() -> None:
     with progress("measuring", total=2 * len(opened) * len(args.share)) as advance:
         for run in opened:
             attack = attack_of(run, args.attack, args.seed)
+            assert run.tools.generator is not None
             measure = scenes if run.tools.generator.conditions == "layouts" else pictures
             for name in (ORIGINAL, run.config.method.name):
                 for share in args.share:

@@ -98,11 +98,13 @@ def judge_images(args: argparse.Namespace) -> dict[str, object]:
     data = FashionMNISTConfig(source=args.source)
     train_set, test_set = data.build("train"), data.build("test")
     torch.manual_seed(123)
-    model = SmallResNetConfig(widths=(32, 64, 128), blocks=(1, 1, 1)).build(len(train_set.classes), 32)
+    model: nn.Module = SmallResNetConfig(widths=(32, 64, 128), blocks=(1, 1, 1)).build(
+        len(train_set.classes), 32
+    )
     settings = TrainSettings(steps=args.steps, lr=3e-3, log_every=50)
     task = ClassificationTask(train_set.classes)
     model = taught(model, train_set, task, settings, args.work, "")
-    layers = [model.network.head]
+    layers = [model.get_submodule("network.head")]
 
     space = StyleGAN2SpaceConfig(checkpoint=args.checkpoint).build(train_set.classes)
     ids = torch.arange(args.n)
@@ -135,10 +137,10 @@ def judge_scenes(args: argparse.Namespace) -> dict[str, object]:
     train_set, test_set = data.build("train"), data.build("test")
     classes = train_set.layout_classes
     torch.manual_seed(123)
-    model = SmallSegNetConfig(widths=(32, 64, 96)).build(len(classes), data.image_size)
+    model: nn.Module = SmallSegNetConfig(widths=(32, 64, 96)).build(len(classes), data.image_size)
     settings = TrainSettings(steps=args.steps, batch_size=32, lr=3e-3, log_every=50)
     model = taught(model, train_set, SegmentationTask(classes), settings, args.work, "scenes")
-    layers = [*model.network.up, model.network.head]
+    layers = [*model.get_submodule("network.up").children(), model.get_submodule("network.head")]
 
     space = SPADESpaceConfig(checkpoint=args.checkpoint).build(
         classes, image_size=(data.image_size, data.image_size)

@@ -101,7 +101,7 @@ def look_up(grid: Float[Tensor, "b i j k 3"], places: Float[Tensor, "b p 3"]) ->
     scaled = places.clamp(0, 1) * (sizes - 1)
     below = scaled.floor().long().minimum(sizes - 2)
     part = scaled - below
-    flat, found = grid.reshape(b, -1, 3), 0.0
+    flat, found = grid.reshape(b, -1, 3), torch.zeros_like(places)
     for corner in range(8):
         offset = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
         node = below + offset
@@ -152,7 +152,8 @@ class Features:
     """A classifier's logits and its features, as PAT compares images by: unit length over channels, then over positions."""
 
     def __init__(self, model: nn.Module, images: Images) -> None:
-        self.model, self.maps = model, {}
+        self.model = model
+        self.maps: dict[str, list[Tensor]] = {}
         self.taps = find_layers(model, images)
         modules = dict(model.named_modules())
         self.handles = [
@@ -177,6 +178,12 @@ class Features:
             handle.remove()
 
 
+def gradient_of(leaf: Tensor) -> Tensor:
+    """What `backward` left there."""
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def norm(x: Tensor) -> Float[Tensor, "b 1 1 1"]:
     """L2 of every example."""
     return x.flatten(1).norm(dim=1)[:, None, None, None]
@@ -192,7 +199,7 @@ def newton(features: Features, images: Images, moved: Images, bound: float) -> I
         if bool((distance <= bound).all()):
             break
         distance.sum().backward()
-        slope = moved.grad
+        slope = gradient_of(moved)
         excess = (distance.detach() - bound).clamp(min=0)[:, None, None, None]
         length = torch.where(excess > 0, (excess + 0.1) * 1.1, 0.0)
         moved = (moved - length / norm(slope).square().clamp(min=1e-12) * slope).clamp(0, 1)
@@ -242,7 +249,8 @@ def lagrange(
                 model.zero_grad()
                 loss.backward()
                 with torch.no_grad():
-                    way = moved.grad / (norm(moved.grad) + 1e-8)
+                    slope = gradient_of(moved)
+                    way = slope / (norm(slope) + 1e-8)
                     ahead = features(moved - 0.1 * way)[0]
                     rate = (ahead - embedding).norm(dim=1)[:, None, None, None] / 0.1
                     length = bound * 0.1 ** (step / steps) / (rate + 1e-8)
@@ -268,7 +276,7 @@ def perceptual_pgd(
             along = (ahead - embedding) / 1e-3 * norm(v).flatten(1)
         leaf = moved.detach().requires_grad_()
         (features(leaf)[0] * along).sum().backward()
-        return leaf.grad
+        return gradient_of(leaf)
 
     try:
         moved = (images + 0.01 * torch.randn_like(images)).clamp(0, 1)
@@ -277,7 +285,7 @@ def perceptual_pgd(
             embedding, logits = features(leaf)
             model.zero_grad()
             wrong_lead(logits, labels).clamp(max=1).sum().backward()
-            gradient, embedding = leaf.grad, embedding.detach()
+            gradient, embedding = gradient_of(leaf), embedding.detach()
             v, residual, direction = torch.zeros_like(gradient), gradient, gradient
             square = norm(residual).square()
             for _ in range(cg_steps):

@@ -16,7 +16,6 @@ from the real images alongside, and the generator is also taught that it should 
 2017, AC-GAN, with the reader's loss on real images alone).
 """
 
-import argparse
 import colorsys
 import json
 import math
@@ -24,19 +23,22 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from gan_training import check_finite, forget_later_rows, parse_settings, read_state, seeded
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, default_collate
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
-from gat.files import write_text, written_whole
+from gat.config import ConfigError
+from gat.files import written_whole
 from gat.perceptual import Phi, distance, open_network
 from gat.processes import leave_together
 from gat.progress import progress
@@ -53,7 +55,7 @@ from generators.spade.discriminator import (
 from generators.spade.encoder import Posterior, StyleEncoder
 from generators.spade.networks import Generator, encode_layouts
 from generators.spade.space import measure_scales
-from tasks.datasets import DATASETS
+from tasks.datasets import SceneDataset, open_dataset
 from tasks.models.small_segnet import SmallSegNetConfig
 
 
@@ -70,11 +72,13 @@ class Settings:
     license: str = "Apache-2.0"  # of the trained weights; goes into the file
     threads: int = 0  # CPU threads; 0 is torch's choice
 
-    style: str = "vae"  # z from an image encoder in training, random in use; none: start from the layout
+    style: Literal["vae", "none"] = (
+        "vae"  # z from an image encoder in training, random in use; none: start from the layout
+    )
     z_dim: int = 64
     width: int = 8  # ngf
     hidden: int = 32  # nhidden
-    upsampling: str = "normal"
+    upsampling: Literal["normal", "more", "most"] = "normal"
     discriminator_width: int = 16  # ndf
     discriminator_scales: int = 2
     discriminator_layers: int = 3
@@ -86,7 +90,7 @@ class Settings:
     lr_decay: float = 0.5  # last share of the run over which both learning rates fall linearly to zero
     init_gain: float = 1.0  # of Xavier's normal initialisation
     matching_weight: float = 10  # of feature matching
-    likeness: str = "pixels"  # or none, alexnet, vgg
+    likeness: Literal["pixels", "none", "alexnet", "vgg"] = "pixels"
     likeness_weight: float = 10
     divergence_weight: float = 0.01
     prior_share: float = 0.25  # of each batch
@@ -102,28 +106,6 @@ class Settings:
     tick_kimg: float = 1
     snapshot_kimg: float = 5
     samples: int = 8  # rows of the sample grid
-
-
-def parse_settings(arguments: list[str] | None = None) -> Settings:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for field in fields(Settings):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=field.type,
-            default=field.default,
-            metavar=str(field.default),
-        )
-    return Settings(**vars(parser.parse_args(arguments)))
-
-
-def seeded(seed: int, *path: int) -> torch.Generator:
-    """A generator that depends only on its arguments: (seed, step, rank), so nothing needs storing to resume."""
-    state = seed
-    for part in path:
-        state = (state * 1_000_003 + part + 1) % 2**63
-    return torch.Generator().manual_seed(state)
 
 
 @torch.no_grad()
@@ -217,16 +199,22 @@ def paint_layouts(layouts: Tensor, num_classes: int) -> Tensor:
     return colors[torch.where(semantic == UNKNOWN, num_classes, semantic)].permute(0, 3, 1, 2)
 
 
-def forget_later_rows(log: Path, step: int) -> None:
-    """Lines after the checkpoint will be written again, and a killed process may have left half a line."""
-    if log.exists():
-        lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        write_text(log, "".join(kept))
+def open_scenes(name: str, options: str) -> SceneDataset:
+    """Training scenes with their layouts.
+
+    Raises:
+        ConfigError: if there is no such data set, or it has no layouts to paint from.
+    """
+    dataset = open_dataset(name, options, "train")
+    if not isinstance(dataset, SceneDataset) or not dataset.layout_classes:
+        raise ConfigError(
+            f"--dataset {name} has no label maps; take fashion_scenes, coco_stuff, ade20k or cityscapes"
+        )
+    return dataset
 
 
 def main(arguments: list[str] | None = None) -> None:
-    settings = parse_settings(arguments)
+    settings = parse_settings(Settings, __doc__, arguments)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     accelerator = Accelerator()
@@ -235,11 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     (out / "samples").mkdir(parents=True, exist_ok=True)
 
     # Data and networks.
-    dataset = (
-        DATASETS[settings.dataset]
-        .model_validate({"name": settings.dataset, **json.loads(settings.dataset_options)})
-        .build("train")
-    )
+    dataset = open_scenes(settings.dataset, settings.dataset_options)
     height, width = dataset[0]["images"].shape[1:]
     num_classes = len(dataset.layout_classes)
     config = SPADEConfig(
@@ -251,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         num_upsampling_layers=settings.upsampling,
         crop_size=width,
         aspect_ratio=width / height,
-        use_vae={"vae": True, "none": False}[settings.style],
+        use_vae=settings.style == "vae",
         z_dim=settings.z_dim,
     )
     torch.manual_seed(settings.seed)
@@ -277,16 +261,11 @@ def main(arguments: list[str] | None = None) -> None:
     opt_R = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=0.02)
 
     # State.
-    parts = {"painter": painter, "D": raw_D, "ema": ema, "reader": reader}
+    parts: dict[str, Any] = {"painter": painter, "D": raw_D, "ema": ema, "reader": reader}
     parts |= {"opt_G": opt_G, "opt_D": opt_D, "opt_R": opt_R}
     state_file, step = out / "state.pt", 0
     shape = {"config": config.model_dump_json(), "images_per_step": settings.batch_size * world}
-    if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        if state["shape"] != shape:
-            raise ValueError(
-                f"{state_file} is of another run: {state['shape']}, this one is {shape}; choose another --out or remove it"
-            )
+    if (state := read_state(state_file, shape)) is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         step = state["step"]
@@ -298,7 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
     G, D, opt_G, opt_D = accelerator.prepare(painter, raw_D, opt_G, opt_D)
     learner, opt_R = accelerator.prepare(nn.Sequential(reader), opt_R)
     batches = EndlessBatches(len(dataset), settings.batch_size, settings.seed, step, rank, world)
-    loader = iter(DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda"))
+    loader = iter(
+        DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda")  # type: ignore[arg-type]
+    )
     likeness = make_likeness(settings, torch.zeros(1, 3, height, width, device=device))
 
     def encode(layouts: Tensor) -> Tensor:
@@ -311,11 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         """A state worth going on from, or none: the last one stays."""
         if not accelerator.is_main_process:
             return
-        bad = [name for name, value in painter.state_dict().items() if not bool(value.isfinite().all())]
-        if bad:
-            raise DivergedError(
-                f"{len(bad)} weights, {bad[0]} among them, are not finite at step {step}; the last good state is {state_file}"
-            )
+        check_finite(painter, step, state_file)
         n = min(settings.statistics_images, len(dataset))
         seen = default_collate([dataset[i]["layouts"] for i in range(n)])
         rng = seeded(settings.seed, 777)
@@ -464,4 +441,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ConfigError, DivergedError, FileNotFoundError) as error:
+        sys.exit(f"train_spade: {error}")

@@ -13,29 +13,35 @@ Losses: non-saturating logistic (Goodfellow et al. 2014) or relativistic (Huang 
 with R1 (Mescheder et al. 2018), applied lazily every `r1_interval` steps as in StyleGAN2.
 """
 
-import argparse
 import json
+import math
+import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from gan_training import check_finite, forget_later_rows, parse_settings, read_state, seeded
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.config import ConfigError
 from gat.files import written_whole
 from gat.processes import leave_together
+from gat.progress import progress
 from gat.training.batches import EndlessBatches
+from gat.training.loop import DivergedError
 from generators.stylegan2.augment import AdaptiveProbability, augment
 from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
 from generators.stylegan2.discriminator import Discriminator
 from generators.stylegan2.generator import Generator
-from tasks.datasets import DATASETS
+from tasks.datasets import ClassificationDataset, open_dataset
 from tasks.models.small_resnet import SmallResNetConfig
 
 
@@ -50,7 +56,7 @@ class Settings:
     batch_size: int = 64  # per process
     seed: int = 0
     license: str = "Apache-2.0"  # of the trained weights; goes into the file
-    dtype: str = "bf16"  # of convolutions: bf16 or fp32
+    dtype: Literal["bf16", "fp32"] = "bf16"  # of convolutions
     threads: int = 0  # CPU threads; 0 is torch's choice
 
     z_dim: int = 128
@@ -59,9 +65,9 @@ class Settings:
     channel_max: int = 128
     mapping_layers: int = 2
     discriminator_channel_base: int = 512
-    discriminator_architecture: str = "resnet"
+    discriminator_architecture: Literal["skip", "resnet", "orig"] = "resnet"
 
-    loss: str = "non_saturating"  # or relativistic
+    loss: Literal["non_saturating", "relativistic"] = "non_saturating"
     lr_generator: float = 2.5e-3
     lr_discriminator: float = 2.5e-3
     lr_decay: float = 0.3  # last share of the run over which both learning rates fall linearly to zero
@@ -82,30 +88,6 @@ class Settings:
     snapshot_kimg: float = 20
 
 
-def parse_settings() -> Settings:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for field in fields(Settings):
-        kind = (
-            field.type
-            if field.type is not bool
-            else lambda text: {"true": True, "false": False}[text.lower()]
-        )
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar=str(field.default)
-        )
-    return Settings(**vars(parser.parse_args()))
-
-
-def seeded(seed: int, *path: int) -> torch.Generator:
-    """A generator that depends only on its arguments: (seed, step, rank), so nothing needs storing to resume."""
-    state = seed
-    for part in path:
-        state = (state * 1_000_003 + part + 1) % 2**63
-    return torch.Generator().manual_seed(state)
-
-
 def hold_noise_up(generator: Generator, floor: float) -> None:
     """Keep |noise_strength| >= floor. Left alone on data without stochastic detail, training switches the noise inputs off."""
     with torch.no_grad():
@@ -115,8 +97,20 @@ def hold_noise_up(generator: Generator, floor: float) -> None:
                 strength.copy_(sign * strength.abs().clamp(min=floor))
 
 
-def main() -> None:
-    settings = parse_settings()
+def open_pictures(name: str, options: str) -> ClassificationDataset:
+    """Training images with one label each.
+
+    Raises:
+        ConfigError: if there is no such data set, or it is one of scenes.
+    """
+    dataset = open_dataset(name, options, "train")
+    if not isinstance(dataset, ClassificationDataset) or dataset.task != "classification":
+        raise ConfigError(f"--dataset {name} is for {dataset.task}; wanted one for classification")
+    return dataset
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = parse_settings(Settings, __doc__, arguments)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     accelerator = Accelerator()
@@ -126,11 +120,7 @@ def main() -> None:
     (out / "samples").mkdir(parents=True, exist_ok=True)
 
     # Data and networks.
-    dataset = (
-        DATASETS[settings.dataset]
-        .model_validate({"name": settings.dataset, **json.loads(settings.dataset_options)})
-        .build("train")
-    )
+    dataset = open_pictures(settings.dataset, settings.dataset_options)
     num_classes, resolution = len(dataset.classes), dataset[0]["images"].shape[-1]
     config = StyleGAN2Config(
         z_dim=settings.z_dim,
@@ -155,26 +145,28 @@ def main() -> None:
     opt_D = torch.optim.Adam(raw_D.parameters(), lr=settings.lr_discriminator * lazy, betas=(0.0, 0.99**lazy))
     classifier = SmallResNetConfig().build(num_classes, config.img_resolution)
     opt_C = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.02)
-    taught = 0  # steps of the classifier
     ada = AdaptiveProbability(settings.ada_target)
-    step = 0
-    state_file = out / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        for module, key in ((raw_G, "G"), (raw_D, "D"), (ema, "ema"), (opt_G, "opt_G"), (opt_D, "opt_D")):
-            module.load_state_dict(state[key])
-        if "C" in state:
-            classifier.load_state_dict(state["C"])
-            opt_C.load_state_dict(state["opt_C"])
-            taught = state["taught"]
-        step, ada.p = state["step"], state["p"]
-        accelerator.print(f"resuming at {step * settings.batch_size * world / 1000:.0f} kimg")
+
+    # State.
+    parts: dict[str, Any] = {"G": raw_G, "D": raw_D, "ema": ema, "C": classifier}
+    parts |= {"opt_G": opt_G, "opt_D": opt_D, "opt_C": opt_C}
+    state_file, step = out / "state.pt", 0
+    taught = 0  # steps of the classifier
+    images_per_step = settings.batch_size * world
+    shape = {"config": config.model_dump_json(), "images_per_step": images_per_step}
+    if (state := read_state(state_file, shape)) is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        step, taught, ada.p = state["step"], state["taught"], state["p"]
+        accelerator.print(f"resuming at {step * images_per_step / 1000:.0f} kimg")
     ema.to(device)
     classifier.to(device).to(memory_format=torch.channels_last)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, opt_G, opt_D)
     learner, opt_C = accelerator.prepare(torch.nn.Sequential(classifier), opt_C)
     batches = EndlessBatches(len(dataset), settings.batch_size, settings.seed, step, rank, world)
-    loader = iter(DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda"))
+    loader = iter(
+        DataLoader(dataset, batch_sampler=batches, pin_memory=device.type == "cuda")  # type: ignore[arg-type]
+    )
 
     def one_hot(labels: Tensor) -> Tensor:
         return F.one_hot(labels, num_classes).float().to(device)
@@ -189,31 +181,21 @@ def main() -> None:
         return D(images, c, dtype=dtype).squeeze(1)
 
     def save() -> None:
+        """A state worth going on from, or none: the last one stays."""
         if not accelerator.is_main_process:
             return
-        modules = {
-            "G": raw_G,
-            "D": raw_D,
-            "ema": ema,
-            "opt_G": opt_G,
-            "opt_D": opt_D,
-            "C": classifier,
-            "opt_C": opt_C,
-        }
-        state = {key: module.state_dict() for key, module in modules.items()}
+        check_finite(raw_G, step, state_file)
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"step": step, "p": ada.p, "taught": taught, "shape": shape}
         with written_whole(state_file) as temporary:
-            torch.save({**state, "step": step, "p": ada.p, "taught": taught}, temporary)
+            torch.save(state, temporary)
         rng = seeded(settings.seed, 777)
         z = torch.randn(10, settings.z_dim, generator=rng).to(device).repeat(num_classes, 1)
         c = one_hot(torch.arange(num_classes).repeat_interleave(10))
         with torch.no_grad():
             grid = ema(z, c, noise="const")
-        save_image(
-            grid.clamp(-1, 1) * 0.5 + 0.5,
-            out / "samples" / f"{int(images_seen / 1000):06d}.png",
-            nrow=10,
-            padding=1,
-        )
+        with written_whole(out / "samples" / f"{round(images_seen / 1000):06d}.png") as temporary:
+            save_image(grid.clamp(-1, 1) * 0.5 + 0.5, temporary, nrow=10, padding=1, format="png")
         card = {
             "classes": json.dumps(list(dataset.classes)),
             "license": settings.license,
@@ -223,115 +205,126 @@ def main() -> None:
         }
         write_safetensors(out / "generator.safetensors", Checkpoint(config, ema.state_dict(), None, card))
 
-    images_per_step = settings.batch_size * world
     total_steps = int(settings.kimg * 1000 / images_per_step)
     images_seen = step * images_per_step
     totals: dict[str, Tensor] = {}
+    zero = torch.zeros((), device=device)
+    if accelerator.is_main_process:
+        forget_later_rows(out / "log.jsonl", step)
     tick_start, tick_images = time.time(), images_seen
-    next_snapshot = (images_seen // (settings.snapshot_kimg * 1000) + 1) * settings.snapshot_kimg * 1000
+    snapshot_images = settings.snapshot_kimg * 1000
+    next_snapshot = (images_seen // snapshot_images + 1) * snapshot_images
 
-    if step >= total_steps:
-        save()  # a finished run called again writes its files anew
-    while step < total_steps:
-        rng = seeded(settings.seed, step, rank)
-        left = min(1.0, (1 - step / total_steps) / settings.lr_decay) if settings.lr_decay > 0 else 1.0
-        opt_G.param_groups[0]["lr"] = settings.lr_generator * left
-        opt_D.param_groups[0]["lr"] = settings.lr_discriminator * lazy * left
-        batch = next(loader)
-        real = (batch["images"].to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
-        real_c = one_hot(batch["labels"])
+    if step == 0 or step >= total_steps:
+        save()  # there is always a state to fall back to, and a finished run called again writes its files anew
+    with progress("training StyleGAN2", total_steps * images_per_step, done=images_seen) as advance:
+        while step < total_steps:
+            rng = seeded(settings.seed, step, rank)
+            left = min(1.0, (1 - step / total_steps) / settings.lr_decay) if settings.lr_decay > 0 else 1.0
+            opt_G.param_groups[0]["lr"] = settings.lr_generator * left
+            opt_D.param_groups[0]["lr"] = settings.lr_discriminator * lazy * left
+            batch = next(loader)
+            real = (batch["images"].to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
+            real_c = one_hot(batch["labels"])
 
-        # 1. Discriminator.
-        z, fake_c = draw(rng)
-        with torch.no_grad():
+            # 1. Discriminator.
+            z, fake_c = draw(rng)
+            with torch.no_grad():
+                fake = G(z, fake_c, noise="random", generator=rng, dtype=dtype)
+            fake_logits, real_logits = judge(fake, fake_c, rng), judge(real, real_c, rng)
+            if settings.loss == "relativistic":
+                loss_D = F.softplus(fake_logits - real_logits).mean()
+            else:
+                loss_D = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+            accelerator.backward(loss_D)
+            if step % settings.r1_interval == 0:
+                inputs = real.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(judge(inputs, real_c, rng).sum(), inputs, create_graph=True)
+                penalty = gradient.float().square().sum(dim=(1, 2, 3)).mean()
+                accelerator.backward(penalty * (settings.r1_gamma / 2 * settings.r1_interval))
+                totals["r1"] = totals.get("r1", zero) + penalty.detach() * settings.r1_interval
+            opt_D.step()
+            opt_D.zero_grad()
+
+            # 2. Classifier.
+            if settings.classifier_weight:
+                classifier.train()
+                loss_C = F.cross_entropy(learner(real * 0.5 + 0.5), real_c.argmax(1))
+                accelerator.backward(loss_C)
+                opt_C.step()
+                opt_C.zero_grad()
+                taught += 1
+
+            # 3. Generator.
+            z, fake_c = draw(rng)
+            raw_D.requires_grad_(False)
             fake = G(z, fake_c, noise="random", generator=rng, dtype=dtype)
-        fake_logits, real_logits = judge(fake, fake_c, rng), judge(real, real_c, rng)
-        if settings.loss == "relativistic":
-            loss_D = F.softplus(fake_logits - real_logits).mean()
-        else:
-            loss_D = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
-        accelerator.backward(loss_D)
-        if step % settings.r1_interval == 0:
-            inputs = real.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(judge(inputs, real_c, rng).sum(), inputs, create_graph=True)
-            penalty = gradient.float().square().sum(dim=(1, 2, 3)).mean()
-            accelerator.backward(penalty * (settings.r1_gamma / 2 * settings.r1_interval))
-            totals["r1"] = totals.get("r1", 0) + penalty.detach() * settings.r1_interval
-        opt_D.step()
-        opt_D.zero_grad()
-
-        # 2. Classifier.
-        if settings.classifier_weight:
-            classifier.train()
-            loss_C = F.cross_entropy(learner(real * 0.5 + 0.5), real_c.argmax(1))
-            accelerator.backward(loss_C)
-            opt_C.step()
-            opt_C.zero_grad()
-            taught += 1
-
-        # 3. Generator.
-        z, fake_c = draw(rng)
-        raw_D.requires_grad_(False)
-        fake = G(z, fake_c, noise="random", generator=rng, dtype=dtype)
-        fake_logits = judge(fake, fake_c, rng)
-        if settings.loss == "relativistic":
-            loss_G = F.softplus(real_logits.detach() - fake_logits).mean()
-        else:
-            loss_G = F.softplus(-fake_logits).mean()
-        total_G = loss_G
-        if settings.classifier_weight:
-            with frozen(classifier):
-                read = F.cross_entropy(classifier(fake.float() * 0.5 + 0.5), fake_c.argmax(1))
-            total_G = (
-                loss_G
-                + settings.classifier_weight * min(1.0, taught / max(settings.classifier_warmup, 1)) * read
-            )
-            totals["loss_C"] = totals.get("loss_C", 0) + loss_C.detach()
-            totals["loss_read"] = totals.get("loss_read", 0) + read.detach()
-        accelerator.backward(total_G)
-        raw_D.requires_grad_(True)
-        opt_G.step()
-        opt_G.zero_grad()
-        hold_noise_up(raw_G, settings.noise_floor)
-
-        # 4. Average the generator.
-        images_seen += images_per_step
-        half_life = min(settings.ema_kimg * 1000, images_seen * settings.ema_rampup)
-        decay = 0.5 ** (images_per_step / max(half_life, 1e-8))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(raw_G.parameters()), 1 - decay)
-            for averaged, current in zip(ema.buffers(), raw_G.buffers(), strict=True):
-                averaged.copy_(current)
-
-        # 5. Report, adapt, save.
-        step += 1
-        with torch.no_grad():
-            news = {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.sign().mean()}
-            for name, value in news.items():
-                totals[name] = totals.get(name, 0) + value.detach()
-        if images_seen - tick_images >= settings.tick_kimg * 1000 or step == total_steps:
-            num_steps = (images_seen - tick_images) / images_per_step
-            means = {name: float(value) / num_steps for name, value in totals.items()}
-            means["sign"] = float(accelerator.reduce(torch.tensor(means["sign"], device=device), "mean"))
-            if not all(abs(value) < float("inf") for value in means.values()):
-                raise FloatingPointError(
-                    f"training diverged at step {step}: {means}; the last good state is {state_file}"
+            fake_logits = judge(fake, fake_c, rng)
+            if settings.loss == "relativistic":
+                loss_G = F.softplus(real_logits.detach() - fake_logits).mean()
+            else:
+                loss_G = F.softplus(-fake_logits).mean()
+            total_G = loss_G
+            if settings.classifier_weight:
+                with frozen(classifier):
+                    read = F.cross_entropy(classifier(fake.float() * 0.5 + 0.5), fake_c.argmax(1))
+                total_G = (
+                    loss_G
+                    + settings.classifier_weight
+                    * min(1.0, taught / max(settings.classifier_warmup, 1))
+                    * read
                 )
-            ada.update(means["sign"], images_seen - tick_images)
-            sec = time.time() - tick_start
-            speed = (images_seen - tick_images) / sec
-            left_min = (total_steps - step) * images_per_step / speed / 60
-            if accelerator.is_main_process:
-                row = {"kimg": images_seen / 1000, **means, "p": ada.p, "images_per_sec": speed}
-                with open(out / "log.jsonl", "a") as log:
-                    log.write(json.dumps(row) + "\n")
-                print(
-                    " ".join(f"{k} {v:.3g}" for k, v in row.items()), f"| {left_min:.0f} min left", flush=True
-                )
-            totals, tick_start, tick_images = {}, time.time(), images_seen
-        if images_seen >= next_snapshot or step == total_steps:
-            save()
-            next_snapshot += settings.snapshot_kimg * 1000
+                totals["loss_C"] = totals.get("loss_C", zero) + loss_C.detach()
+                totals["loss_read"] = totals.get("loss_read", zero) + read.detach()
+            accelerator.backward(total_G)
+            raw_D.requires_grad_(True)
+            opt_G.step()
+            opt_G.zero_grad()
+            hold_noise_up(raw_G, settings.noise_floor)
+
+            # 4. Average the generator.
+            images_seen += images_per_step
+            half_life = min(settings.ema_kimg * 1000, images_seen * settings.ema_rampup)
+            decay = 0.5 ** (images_per_step / max(half_life, 1e-8))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.parameters()), list(raw_G.parameters()), 1 - decay)
+                for averaged, current in zip(ema.buffers(), raw_G.buffers(), strict=True):
+                    averaged.copy_(current)
+
+            # 5. Report, adapt, save.
+            step += 1
+            with torch.no_grad():
+                news = {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.sign().mean()}
+                for name, value in news.items():
+                    totals[name] = totals.get(name, zero) + value.detach()
+            note = ""
+            if images_seen - tick_images >= settings.tick_kimg * 1000 or step == total_steps:
+                num_steps = (images_seen - tick_images) // images_per_step
+                values = accelerator.reduce(torch.stack(list(totals.values())), "mean") / num_steps
+                means = dict(zip(totals, values.tolist(), strict=True))
+                if not all(math.isfinite(value) for value in means.values()):
+                    raise DivergedError(
+                        f"training diverged at step {step}: {means}; the last good state is {state_file}"
+                    )
+                ada.update(means["sign"], images_seen - tick_images)
+                speed = (images_seen - tick_images) / (time.time() - tick_start)
+                if accelerator.is_main_process:
+                    row = {
+                        "kimg": images_seen / 1000,
+                        "step": step,
+                        **means,
+                        "p": ada.p,
+                        "images_per_sec": speed,
+                    }
+                    with open(out / "log.jsonl", "a") as log:
+                        log.write(json.dumps(row) + "\n")
+                note = " ".join(f"{name} {value:.3g}" for name, value in means.items())
+                totals, tick_start, tick_images = {}, time.time(), images_seen
+                # Only here, where nothing is under way: what is resumed adapts as if it had never stopped.
+                if images_seen >= next_snapshot or step == total_steps:
+                    save()
+                    next_snapshot = (images_seen // snapshot_images + 1) * snapshot_images
+            advance(images_per_step, note)
 
     if accelerator.is_main_process:
         (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
@@ -340,4 +333,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ConfigError, DivergedError, FileNotFoundError) as error:
+        sys.exit(f"train_stylegan2: {error}")

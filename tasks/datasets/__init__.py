@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 
 from pydantic import BaseModel, Field
 
+from gat.config import Config, load
 from tasks.datasets.ade20k import ADE20KConfig
 from tasks.datasets.celeba_hq import CelebAHQConfig
 from tasks.datasets.cityscapes import CityscapesConfig
@@ -44,6 +45,23 @@ else:
 
 Dataset: TypeAlias = ClassificationDataset | SceneDataset
 
+
+class _Choice(Config):
+    data: DatasetConfig
+
+
+def open_dataset(name: str, options: str, split: Split) -> Dataset:
+    """A data set for programs without a configuration of their own.
+
+    Args:
+        options: its other settings, as YAML or JSON: `{source: full}`.
+
+    Raises:
+        ConfigError: for a name or settings that do not exist.
+    """
+    return load(_Choice, overrides=[f"data.name={name}", f"data={options}"]).data.build(split)
+
+
 __all__ = [
     "DATASETS",
     "ClassificationDataset",
@@ -55,4 +73,5 @@ __all__ = [
     "SceneExample",
     "Split",
     "TaskName",
+    "open_dataset",
 ]

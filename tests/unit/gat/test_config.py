@@ -133,6 +133,30 @@ def test_a_file_replaces_a_table_and_an_override_edits_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ["attack.name=pgd", "attack={eps: 0.25, steps: 2}"],
+        ["attack={eps: 0.25, steps: 2}", "attack.name=pgd"],
+        ["attack={name: pgd, steps: 2}", "attack={eps: 0.25}"],
+    ],
+)
+def test_an_override_of_several_settings_merges_as_a_file_does(tmp_path: Path, overrides: list[str]):
+    file = write(
+        tmp_path, "attack: {steps: 3}\noptim: {lr: 2, betas: [0, 0]}\nattacks: {weak: {name: pgd}}\n"
+    )
+    assert load(Root, [file], overrides).attack == PGD(eps=0.25, steps=2)
+    config = load(
+        Root, [file], ["optim={warmup: 3}", "attack={step_size: {'noise/*': 1}}", "attacks.weak={steps: 1}"]
+    )
+    assert config.optim == Optim(lr=2, betas=(0.0, 0.0), warmup=3)
+    assert config.attack == Latent(steps=3, step_size={"noise/*": 1.0})
+    assert config.attacks == {"weak": PGD(steps=1)}
+    assert load(Root, [file], ["optim={}", "attack={}"]) == load(Root, [file])
+    assert load(Root, [file], ["oracle={}"]).oracle == Optim()
+    assert load(Root, [file], ["attacks={other: {name: latent}}"]).attacks == {"other": Latent()}
+
+
+@pytest.mark.parametrize(
     "overrides", [["attack.name=pgd", "attack.eps=0.5"], ["attack.eps=0.5", "attack.name=pgd"]]
 )
 def test_choosing_another_kind_drops_what_was_said_for_the_old_one(tmp_path: Path, overrides: list[str]):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gat.config import ConfigError
 from gat.training.loop import DivergedError
 from generators.spade.checkpoint import read_checkpoint
 from generators.spade.config import SPADEConfig
@@ -237,3 +238,8 @@ def test_maps_are_painted_in_different_colours_and_the_unknown_black(script: Mod
     painted = script.paint_layouts(layouts, 3)
     assert painted.shape == (1, 3, 1, 4)
     assert len(painted[0, :, 0].T.unique(dim=0)) == 4 and (painted[..., 3] == 0).all()
+
+
+def test_pictures_without_layouts_are_refused_by_name(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fashion_mnist has no label maps; take fashion_scenes"):
+        script.main(words(tmp_path, 1, dataset="fashion_mnist", **{"dataset-options": "{source: subset}"}))
