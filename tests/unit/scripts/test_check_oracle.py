@@ -1,0 +1,83 @@
+"""Sheets of pictures whose answers are known: the model that is fooled is the oracle itself, so it misreads every attacked picture and
+none of the controls."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ORACLE = Path(__file__).parents[3] / "tasks/models/shipped/fashion_mnist_oracle.safetensors"
+CONFIG = f"""
+data: {{name: fashion_mnist, source: subset}}
+model: {{name: small_convnet, width: 24}}
+generator: {{name: stylegan2}}
+oracle: {{name: small_convnet, width: 24, weights: {ORACLE}}}
+evaluation: {{attacks: {{gat: {{name: latent, group: fine}}}}}}
+"""
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["check_oracle.py", *map(str, words)])
+    script.main()
+
+
+@pytest.fixture
+def sheets(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    folder, out = tmp_path / "run", tmp_path / "sheets"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(CONFIG)
+    shutil.copy(ORACLE, folder / "original.safetensors")
+    run(script, monkeypatch, "draw", folder, "--n", 8, "--starts", 40, "--out", out)
+    return out
+
+
+def key_of(sheets: Path) -> list[dict[str, Any]]:
+    return json.loads((sheets / "key.json").read_text())["images"]
+
+
+def test_a_sheet_has_attacked_pictures_and_controls_and_does_not_say_which(sheets: Path) -> None:
+    images = key_of(sheets)
+    assert sorted(image["attacked"] for image in images) == [False] * 2 + [True] * 8
+    assert all((image["oracle"] != image["label"]) == image["attacked"] for image in images)
+    with Image.open(sheets / "sheet_0.png") as sheet:
+        assert sheet.size == (10 * 100, 10 * 112) and len(sheet.getcolors(1 << 24) or []) > 50
+
+
+def test_the_score_is_what_was_seen(
+    sheets: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Seen: every label of attacked pictures but one, which is unclear, and no label of a control."""
+    images, words, unclear = key_of(sheets), [], True
+    for image in images:
+        words.append(
+            "?" if image["attacked"] and unclear else str((image["label"] + (not image["attacked"])) % 10)
+        )
+        unclear = unclear and not image["attacked"]
+    labels, out = tmp_path / "labels.txt", tmp_path / "check.json"
+    labels.write_text(" ".join(words))
+    run(script, monkeypatch, "score", sheets, labels, "--out", out)
+    result = json.loads(out.read_text())
+    found = {name: row["value"] for name, row in result.items() if isinstance(row, dict)}
+    assert found == {
+        "adversarial/eye_reads_label": 0.875,
+        "adversarial/oracle_reads_label": 0,
+        "adversarial/oracle_agrees_with_eye": 0,
+        "adversarial/eye_unclear": 0.125,
+        "starting/eye_reads_label": 0,
+        "starting/oracle_reads_label": 1,
+        "starting/oracle_agrees_with_eye": 0,
+        "starting/eye_unclear": 0,
+    }
+    assert result["labels_seen"].split() == words
+
+
+def test_a_label_too_few_is_refused(
+    sheets: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_text("1 2 3")
+    with pytest.raises(SystemExit, match="has 3 labels, the sheets have 10 images"):
+        run(script, monkeypatch, "score", sheets, tmp_path / "labels.txt")
