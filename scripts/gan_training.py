@@ -2,13 +2,16 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from gat.config import ConfigError
 from gat.files import write_text
@@ -83,9 +86,63 @@ def check_finite(module: nn.Module, step: int, state_file: Path) -> None:
         )
 
 
-def forget_later_rows(log: Path, step: int) -> None:
-    """Lines after the checkpoint will be written again, and a killed process may have left half a line."""
-    if log.exists():
-        lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        write_text(log, "".join(kept))
+class Ticks:
+    """What training says of itself: means over so many images, a line each in `log.jsonl`.
+
+    Args:
+        images: that a tick lasts, or the first whole step behind that.
+        step: that is resumed. Lines behind it will be written again, and a killed process may have left half a line.
+    """
+
+    def __init__(
+        self, out: Path, accelerator: Accelerator, images_per_step: int, images: float, step: int
+    ) -> None:
+        self.log, self.state_file, self.accelerator = out / "log.jsonl", out / "state.pt", accelerator
+        self.images_per_step, self.images = images_per_step, images
+        self._begin(step)
+        if accelerator.is_main_process and self.log.exists():
+            lines = [line for line in self.log.read_text().splitlines() if line.endswith("}")]
+            kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+            write_text(self.log, "".join(kept))
+
+    def _begin(self, step: int) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.start_step, self.start_sec = step, time.time()
+
+    def add(self, news: Mapping[str, Tensor]) -> None:
+        """One step's numbers."""
+        for name, value in news.items():
+            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + value.detach()
+
+    def images_at(self, step: int) -> int:
+        """In this tick up to that step."""
+        return (step - self.start_step) * self.images_per_step
+
+    def is_over(self, step: int) -> bool:
+        return self.images_at(step) >= self.images
+
+    def means(self, step: int) -> dict[str, float]:
+        """Per step, over all processes.
+
+        Raises:
+            DivergedError: if one is not a number.
+        """
+        values = self.accelerator.reduce(torch.stack(list(self.totals.values())), "mean")
+        values = values / (step - self.start_step)
+        means = dict(zip(self.totals, values.tolist(), strict=True))
+        if not all(math.isfinite(value) for value in means.values()):
+            raise DivergedError(
+                f"training diverged at step {step}: {means}; the last good state is {self.state_file}"
+            )
+        return means
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The line of this tick. The next one begins."""
+        speed = self.images_at(step) / (time.time() - self.start_sec)
+        kimg = step * self.images_per_step / 1000
+        row = {"kimg": kimg, "step": step, **numbers, "images_per_sec": speed}
+        if self.accelerator.is_main_process:
+            with open(self.log, "a") as log:
+                log.write(json.dumps(row) + "\n")
+        self._begin(step)
+        return row

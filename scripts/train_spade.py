@@ -18,10 +18,8 @@ from the real images alongside, and the generator is also taught that it should 
 
 import colorsys
 import json
-import math
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from gan_training import check_finite, forget_later_rows, parse_settings, read_state, seeded
+from gan_training import Ticks, check_finite, parse_settings, read_state, seeded
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, default_collate
@@ -338,11 +336,8 @@ def main(arguments: list[str] | None = None) -> None:
     num_styled = settings.batch_size - num_random
     total_steps = int(settings.kimg * 1000 / images_per_step)
     images_seen = step * images_per_step
-    totals: dict[str, Tensor] = {}
+    ticks = Ticks(out, accelerator, images_per_step, settings.tick_kimg * 1000, step)
     last_row: dict[str, float] = {}
-    if accelerator.is_main_process:
-        forget_later_rows(out / "log.jsonl", step)
-    tick_start, tick_images = time.time(), images_seen
     snapshot_images = settings.snapshot_kimg * 1000
     next_snapshot = (images_seen // snapshot_images + 1) * snapshot_images
 
@@ -411,24 +406,12 @@ def main(arguments: list[str] | None = None) -> None:
             torch._foreach_lerp_(list(ema.parameters()), current, 1 - 0.5 ** (images_per_step / half_life))
 
             # 6. Report and save.
-            for name, value in news.items():
-                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach()
+            ticks.add(news)
             note = ""
-            if images_seen - tick_images >= settings.tick_kimg * 1000 or step == total_steps:
-                num_steps = (images_seen - tick_images) // images_per_step
-                values = accelerator.reduce(torch.stack(list(totals.values())), "mean") / num_steps
-                means = dict(zip(totals, values.tolist(), strict=True))
-                if not all(math.isfinite(value) for value in means.values()):
-                    raise DivergedError(
-                        f"training diverged at step {step}: {means}; the last good state is {state_file}"
-                    )
-                speed = (images_seen - tick_images) / (time.time() - tick_start)
-                last_row = {"kimg": images_seen / 1000, "step": step, **means, "images_per_sec": speed}
-                if accelerator.is_main_process:
-                    with open(out / "log.jsonl", "a") as log:
-                        log.write(json.dumps(last_row) + "\n")
+            if ticks.is_over(step) or step == total_steps:
+                means = ticks.means(step)
                 note = " ".join(f"{name} {value:.3g}" for name, value in means.items())
-                totals, tick_start, tick_images = {}, time.time(), images_seen
+                last_row = ticks.write(step, means)
             if images_seen >= next_snapshot or step == total_steps:
                 save()
                 next_snapshot += snapshot_images

@@ -14,9 +14,7 @@ with R1 (Mescheder et al. 2018), applied lazily every `r1_interval` steps as in 
 """
 
 import json
-import math
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from gan_training import check_finite, forget_later_rows, parse_settings, read_state, seeded
+from gan_training import Ticks, check_finite, parse_settings, read_state, seeded
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
@@ -207,11 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     total_steps = int(settings.kimg * 1000 / images_per_step)
     images_seen = step * images_per_step
-    totals: dict[str, Tensor] = {}
-    zero = torch.zeros((), device=device)
-    if accelerator.is_main_process:
-        forget_later_rows(out / "log.jsonl", step)
-    tick_start, tick_images = time.time(), images_seen
+    ticks = Ticks(out, accelerator, images_per_step, settings.tick_kimg * 1000, step)
     snapshot_images = settings.snapshot_kimg * 1000
     next_snapshot = (images_seen // snapshot_images + 1) * snapshot_images
 
@@ -226,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
             batch = next(loader)
             real = (batch["images"].to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
             real_c = one_hot(batch["labels"])
+            news: dict[str, Tensor] = {}
 
             # 1. Discriminator.
             z, fake_c = draw(rng)
@@ -242,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
                 (gradient,) = torch.autograd.grad(judge(inputs, real_c, rng).sum(), inputs, create_graph=True)
                 penalty = gradient.float().square().sum(dim=(1, 2, 3)).mean()
                 accelerator.backward(penalty * (settings.r1_gamma / 2 * settings.r1_interval))
-                totals["r1"] = totals.get("r1", zero) + penalty.detach() * settings.r1_interval
+                news["r1"] = penalty * settings.r1_interval
             opt_D.step()
             opt_D.zero_grad()
 
@@ -274,9 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
                     * min(1.0, taught / max(settings.classifier_warmup, 1))
                     * read
                 )
-                totals["loss_C"] = totals.get("loss_C", zero) + loss_C.detach()
-                totals["loss_read"] = totals.get("loss_read", zero) + read.detach()
+                news |= {"loss_C": loss_C, "loss_read": read}
             accelerator.backward(total_G)
+            news |= {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.detach().sign().mean()}
             raw_D.requires_grad_(True)
             opt_G.step()
             opt_G.zero_grad()
@@ -293,33 +288,13 @@ def main(arguments: list[str] | None = None) -> None:
 
             # 5. Report, adapt, save.
             step += 1
-            with torch.no_grad():
-                news = {"loss_G": loss_G, "loss_D": loss_D, "sign": real_logits.sign().mean()}
-                for name, value in news.items():
-                    totals[name] = totals.get(name, zero) + value.detach()
+            ticks.add(news)
             note = ""
-            if images_seen - tick_images >= settings.tick_kimg * 1000 or step == total_steps:
-                num_steps = (images_seen - tick_images) // images_per_step
-                values = accelerator.reduce(torch.stack(list(totals.values())), "mean") / num_steps
-                means = dict(zip(totals, values.tolist(), strict=True))
-                if not all(math.isfinite(value) for value in means.values()):
-                    raise DivergedError(
-                        f"training diverged at step {step}: {means}; the last good state is {state_file}"
-                    )
-                ada.update(means["sign"], images_seen - tick_images)
-                speed = (images_seen - tick_images) / (time.time() - tick_start)
-                if accelerator.is_main_process:
-                    row = {
-                        "kimg": images_seen / 1000,
-                        "step": step,
-                        **means,
-                        "p": ada.p,
-                        "images_per_sec": speed,
-                    }
-                    with open(out / "log.jsonl", "a") as log:
-                        log.write(json.dumps(row) + "\n")
+            if ticks.is_over(step) or step == total_steps:
+                means = ticks.means(step)
                 note = " ".join(f"{name} {value:.3g}" for name, value in means.items())
-                totals, tick_start, tick_images = {}, time.time(), images_seen
+                ada.update(means["sign"], ticks.images_at(step))
+                ticks.write(step, {**means, "p": ada.p})
                 # Only here, where nothing is under way: what is resumed adapts as if it had never stopped.
                 if images_seen >= next_snapshot or step == total_steps:
                     save()

@@ -18,6 +18,7 @@ from generators.spade.encoder import Posterior, StyleEncoder
 from generators.spade.networks import Generator
 from generators.spade.settings import SPADESpaceConfig
 from tasks.datasets.fashion_scenes import SEMANTIC_CLASSES
+from tests.training_states import assert_same_state, killed_while_saving, state_of, tensors
 
 DATA = '{"source": "subset", "image_size": 32, "num_train": 12}'
 BATCH = 4
@@ -32,26 +33,9 @@ def words(out: Path, steps: int, **others: object) -> list[str]:
     return [f"--{name}={value}" for name, value in (tiny | others).items()]
 
 
-def state_of(out: Path) -> dict[str, Any]:
-    return torch.load(out / "state.pt", weights_only=True)
-
-
-def tensors(node: object) -> list[Tensor]:
-    if isinstance(node, Tensor):
-        return [node]
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    return [tensor for child in children for tensor in tensors(child)]
-
-
 def size_of_last_grid(out: Path) -> tuple[int, int]:
     with Image.open(sorted((out / "samples").iterdir())[-1]) as grid:
         return grid.size
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    first, second = (tensors(state_of(out)) for out in (a, b))
-    assert len(first) == len(second) > 100
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +85,10 @@ def test_every_network_learns(finished: Path, script: ModuleType, tmp_path: Path
 
 @pytest.mark.parametrize("moment", [1, 3])
 def test_a_killed_run_goes_on_to_the_same_end(
-    script: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+    script: ModuleType, finished: Path, tmp_path: Path, moment: int
 ) -> None:
-    """Killed while the state is being written, for the `moment`-th time, and a line of the log is half there."""
-    save, states = torch.save, 0
-
-    def dying(content: object, path: Path) -> None:
-        nonlocal states
-        states += 1
-        if states > moment:
-            path.write_bytes(b"half a state")
-            raise KeyboardInterrupt
-        save(content, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script.torch, "save", dying)
-        with pytest.raises(KeyboardInterrupt):
-            script.main(words(tmp_path, 3))
-    with open(tmp_path / "log.jsonl", "a") as log:
-        log.write('{"kimg": 0.0')
+    with killed_while_saving(tmp_path, moment):
+        script.main(words(tmp_path, 3))
     assert state_of(tmp_path)["step"] == moment - 1
     script.main(words(tmp_path, 3))
     assert_same_state(tmp_path, finished)

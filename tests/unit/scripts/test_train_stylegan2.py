@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from gat.training.loop import DivergedError
 from generators.stylegan2.checkpoints import read_safetensors
 from generators.stylegan2.settings import StyleGAN2SpaceConfig
 from tasks.datasets.fashion_mnist import FashionMNISTConfig
+from tests.training_states import assert_same_state, killed_while_saving, state_of, tensors
 
 BATCH = 4
 SCRIPT = Path(__file__).parents[3] / "scripts" / "train_stylegan2.py"
@@ -29,24 +29,6 @@ def words(out: Path, steps: int, **others: object) -> list[str]:
         "tick-kimg": BATCH / 1000, "snapshot-kimg": BATCH / 1000, "r1-interval": 2,
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in (tiny | others).items()]
-
-
-def state_of(out: Path) -> dict[str, Any]:
-    return torch.load(out / "state.pt", weights_only=True)
-
-
-def tensors(node: object) -> list[Tensor]:
-    if isinstance(node, Tensor):
-        return [node]
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    return [tensor for child in children for tensor in tensors(child)]
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    first, second = state_of(a), state_of(b)
-    assert (first["step"], first["p"], first["taught"]) == (second["step"], second["p"], second["taught"])
-    x, y = tensors(first), tensors(second)
-    assert len(x) == len(y) > 100 and all(map(torch.equal, x, y))
 
 
 @pytest.fixture(scope="module")
@@ -98,25 +80,10 @@ def test_every_network_learns_and_noise_keeps_its_strength(
 
 @pytest.mark.parametrize("moment", [1, 3])
 def test_a_killed_run_goes_on_to_the_same_end(
-    script: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+    script: ModuleType, finished: Path, tmp_path: Path, moment: int
 ) -> None:
-    """Killed while the state is being written, for the `moment`-th time, and a line of the log is half there."""
-    save, states = torch.save, 0
-
-    def dying(content: object, path: Path) -> None:
-        nonlocal states
-        states += 1
-        if states > moment:
-            path.write_bytes(b"half a state")
-            raise KeyboardInterrupt
-        save(content, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script.torch, "save", dying)
-        with pytest.raises(KeyboardInterrupt):
-            script.main(words(tmp_path, 3))
-    with open(tmp_path / "log.jsonl", "a") as log:
-        log.write('{"kimg": 0.0')
+    with killed_while_saving(tmp_path, moment):
+        script.main(words(tmp_path, 3))
     assert state_of(tmp_path)["step"] == moment - 1
     script.main(words(tmp_path, 3))
     assert_same_state(tmp_path, finished)
