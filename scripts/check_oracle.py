@@ -1,11 +1,12 @@
 """Is the oracle right about adversarial images? Sheets to be labelled by looking, and the score afterwards.
 
     python scripts/check_oracle.py draw runs/fashion_gat_0 --out runs/eyes      # sheet_0.png ..., key.json
-    python scripts/check_oracle.py score runs/eyes labels.txt --out results/fashion_gat/oracle_check.json
+    python scripts/check_oracle.py score runs/eyes labels.txt --alike 2 4 6 --out results/fashion_gat/oracle_check.json
 
 A sheet shows what the run's own attack `gat` made of images so that they fool the undefended model (or, with --model, another one),
 in random order, mixed with starting images as a control, without any label. `labels.txt` has one word per image, in order: the class
-seen (its number), or `?` if it is none or unclear.
+seen (its number), or `?` if it is none or unclear. Classes that are hard to tell apart, pullovers, coats and shirts, may be counted as
+one besides: `--alike 2 4 6`.
 """
 
 import argparse
@@ -73,8 +74,9 @@ def score(args: argparse.Namespace) -> None:
     seen = args.labels.read_text().split()
     if len(seen) != len(key["images"]):
         raise SystemExit(f"{args.labels} has {len(seen)} labels, the sheets have {len(key['images'])} images")
+    alike = " --alike " + " ".join(args.alike) if args.alike else ""
     result = {
-        "command": f"python scripts/check_oracle.py score {args.sheets} {args.labels}",
+        "command": f"python scripts/check_oracle.py score {args.sheets} {args.labels}{alike}",
         "seed": key["seed"],
         "model": key["model"],
     }
@@ -86,6 +88,13 @@ def score(args: argparse.Namespace) -> None:
         ]
         for what, hits in (
             ("eye_reads_label", [word == str(image["label"]) for image, word in pairs]),
+            (
+                "eye_reads_label_or_alike",
+                [
+                    word == str(image["label"]) or {word, str(image["label"])} <= set(args.alike)
+                    for image, word in pairs
+                ],
+            ),
             ("oracle_reads_label", [image["oracle"] == image["label"] for image, _ in pairs]),
             ("oracle_agrees_with_eye", [word == str(image["oracle"]) for image, word in pairs]),
             ("eye_unclear", [word == "?" for _, word in pairs]),
@@ -123,6 +132,9 @@ def main() -> None:
     scoring = commands.add_parser("score")
     scoring.add_argument("sheets", type=Path)
     scoring.add_argument("labels", type=Path)
+    scoring.add_argument(
+        "--alike", nargs="+", default=[], metavar="CLASS", help="numbers of classes that count as one"
+    )
     scoring.add_argument("--out", type=Path)
     scoring.set_defaults(do=score)
     args = parser.parse_args()

@@ -58,6 +58,11 @@ def seeded(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
+def share_left(step: int, total_steps: int, decay: float) -> float:
+    """Of a learning rate that falls linearly to zero over the last `decay` of the steps; 0 keeps it."""
+    return min(1.0, (1 - step / total_steps) / decay) if decay > 0 else 1.0
+
+
 def read_state(state_file: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier call has left to go on from; None if there was none.
 

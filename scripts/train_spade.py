@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from gan_training import Ticks, check_finite, parse_settings, read_state, seeded
+from gan_training import Ticks, check_finite, parse_settings, read_state, seeded, share_left
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, default_collate
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     with progress("training SPADE", total_steps * images_per_step, done=images_seen) as advance:
         while step < total_steps:
             rng = seeded(settings.seed, step, rank)
-            left = min(1.0, (1 - step / total_steps) / settings.lr_decay) if settings.lr_decay > 0 else 1.0
+            left = share_left(step, total_steps, settings.lr_decay)
             opt_G.param_groups[0]["lr"] = settings.lr_generator * left
             opt_D.param_groups[0]["lr"] = settings.lr_discriminator * left
             batch = next(loader)

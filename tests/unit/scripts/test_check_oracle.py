@@ -50,7 +50,8 @@ def test_a_sheet_has_attacked_pictures_and_controls_and_does_not_say_which(sheet
 def test_the_score_is_what_was_seen(
     sheets: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Seen: every label of attacked pictures but one, which is unclear, and no label of a control."""
+    """Seen: every label of attacked pictures but one, which is unclear, and no label of a control, but the next; for one of the two
+    that one is alike."""
     images, words, unclear = key_of(sheets), [], True
     for image in images:
         words.append(
@@ -59,15 +60,19 @@ def test_the_score_is_what_was_seen(
         unclear = unclear and not image["attacked"]
     labels, out = tmp_path / "labels.txt", tmp_path / "check.json"
     labels.write_text(" ".join(words))
-    run(script, monkeypatch, "score", sheets, labels, "--out", out)
+    first, other = (image["label"] for image in images if not image["attacked"])
+    assert other not in (first, (first + 1) % 10)
+    run(script, monkeypatch, "score", sheets, labels, "--alike", first, (first + 1) % 10, "--out", out)
     result = json.loads(out.read_text())
     found = {name: row["value"] for name, row in result.items() if isinstance(row, dict)}
     assert found == {
         "adversarial/eye_reads_label": 0.875,
+        "adversarial/eye_reads_label_or_alike": 0.875,
         "adversarial/oracle_reads_label": 0,
         "adversarial/oracle_agrees_with_eye": 0,
         "adversarial/eye_unclear": 0.125,
         "starting/eye_reads_label": 0,
+        "starting/eye_reads_label_or_alike": 0.5,
         "starting/oracle_reads_label": 1,
         "starting/oracle_agrees_with_eye": 0,
         "starting/eye_unclear": 0,
