@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms.functional import to_pil_image
+from tradeoff import validation_scenes
 
 from gat.attacks import LatentAttack
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
@@ -64,9 +65,9 @@ def fooled_pictures(run: Run, args: argparse.Namespace, attack: LatentAttack) ->
 
 
 def fooled_spots(run: Run, args: argparse.Namespace, attack: LatentAttack) -> Fooled:
-    """Renderings of the last test layouts, and in each a spot that the model was right about and no longer is."""
+    """Renderings of validation layouts, and in each a spot that the model was right about and no longer is."""
     space, oracle = opened(run)
-    batch = default_collate([run.test_data[i] for i in range(len(run.test_data))[-(args.starts or args.n) :]])
+    batch = validation_scenes(run, args.starts or args.n)
     labels = batch["labels"]
     latents = space.sample(batch["layouts"], batch["ids"], args.seed)
     model = run.finished_model(args.model)

@@ -60,11 +60,11 @@ def pictures(
 def scenes(
     run: Run, model: nn.Module, attacks: list[LatentAttack], n: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A row per attack on renderings of the last test layouts: a run is judged on the first."""
+    """A row per attack on renderings of validation layouts, on which a run is not judged."""
     space, oracle, task = run.tools.generator, run.tools.oracle, run.tools.task
     assert space is not None and oracle is not None
     width = run.config.evaluation.width
-    batch = default_collate([run.test_data[i] for i in range(len(run.test_data))[-n:]])
+    batch = validation_scenes(run, n)
     labels, layouts = batch["labels"], batch["layouts"]
     latents = space.sample(layouts, batch["ids"], seed)
     for attack in attacks:
@@ -80,6 +80,13 @@ def scenes(
             reads = layout_agreement(outputs(oracle, images, width), layouts)
             row[f"oracle_{when}"] = round(float(reads.mean()), 4)
         yield row | {"mean_change_of_pixels": round(float(change), 4)}
+
+
+def validation_scenes(run: Run, n: int) -> dict[str, torch.Tensor]:
+    """The first validation scenes of a run's data, at most `n`: nothing was taught on them and nothing is judged on them."""
+    data = run.config.data.build("val")
+    batch: dict[str, torch.Tensor] = default_collate([data[i] for i in range(min(n, len(data)))])
+    return batch
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-SHIPPED = Path(__file__).parents[3] / "tasks/models/shipped"
-ORACLE, SCENES_ORACLE = (SHIPPED / f"fashion_{name}_oracle.safetensors" for name in ("mnist", "scenes"))
+from tests.toys import SCENES_ORACLE
+
+ORACLE = Path(__file__).parents[3] / "tasks/models/shipped/fashion_mnist_oracle.safetensors"
 CONFIG = f"""
 data: {{name: fashion_mnist, source: subset}}
 model: {{name: small_convnet, width: 24}}
@@ -20,12 +21,11 @@ generator: {{name: stylegan2}}
 oracle: {{name: small_convnet, width: 24, weights: {ORACLE}}}
 evaluation: {{attacks: {{gat: {{name: latent, group: fine}}}}}}
 """
-SEGNET = "name: small_segnet, widths: [48, 64, 96, 128], blocks: [1, 1, 1, 2], patch_px: 4, activation: silu"
 SCENES_CONFIG = f"""
-data: {{name: fashion_scenes, source: subset, num_train: 60, num_test: 20}}
-model: {{{SEGNET}}}
+data: {{name: fashion_scenes, source: subset, num_train: 60}}
+model: {SCENES_ORACLE}
 generator: {{name: spade}}
-oracle: {{{SEGNET}, weights: {SCENES_ORACLE}}}
+oracle: {SCENES_ORACLE}
 evaluation: {{attacks: {{gat: {{name: latent, group: fine, stop_when_fooled: false, step_size: {{gamma/*: 0.07, beta/*: 0.07}}}}}}}}
 """
 
@@ -104,7 +104,7 @@ def test_of_scenes_a_spot_is_asked_about(
     """The oracle is fooled at every spot of an attacked scene and right at every spot of a control, and spots lie within one thing."""
     out = tmp_path / "sheets"
     (tmp_path / "config.yaml").write_text(SCENES_CONFIG)
-    shutil.copy(SCENES_ORACLE, tmp_path / "original.safetensors")
+    shutil.copy(ORACLE.with_name("fashion_scenes_oracle.safetensors"), tmp_path / "original.safetensors")
     asked: list[Any] = []
     fooled_spots = script.fooled_spots
     monkeypatch.setattr(script, "fooled_spots", lambda *given: asked.append(fooled_spots(*given)) or asked[0])
@@ -112,8 +112,8 @@ def test_of_scenes_a_spot_is_asked_about(
     images = key_of(out)
     assert sorted(image["attacked"] for image in images) == [False] * 2 + [True] * 8
     assert all((image["oracle"] != image["label"]) == image["attacked"] for image in images)
-    data = script.open_run(script.load(script.RunConfig, [tmp_path / "config.yaml"], [])).test_data
-    scenes = [data[i]["layouts"] for i in range(4, 20)]
+    data = script.load(script.RunConfig, [tmp_path / "config.yaml"], []).data.build("val")
+    scenes = [data[i]["layouts"] for i in range(16)]
     for (y, x), label in zip(asked[0].spots.tolist(), asked[0].labels.tolist(), strict=True):
         y_near, x_near = slice(max(y - 2, 0), y + 3), slice(max(x - 2, 0), x + 3)
         assert any((scene[0, y_near, x_near] == label).all() for scene in scenes)
@@ -133,7 +133,9 @@ def test_a_detectors_run_is_refused(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(
-        SCENES_CONFIG.replace("source:", "labels: boxes, source:").replace(SEGNET, "name: small_fcos", 1)
+        SCENES_CONFIG.replace("source:", "labels: boxes, source:").replace(
+            SCENES_ORACLE, "{name: small_fcos}", 1
+        )
     )
     with pytest.raises(SystemExit, match="wanted a classifier's run or a segmenter's"):
         run(script, monkeypatch, "draw", tmp_path, "--out", tmp_path / "sheets")
