@@ -1,9 +1,9 @@
-"""Write the tables of README.md from results/: nobody types a measured number into a table.
+"""Write the tables of README.md and docs/results.md from results/: nobody types a measured number into a table.
 
     python scripts/readme_tables.py             # writes
-    python scripts/readme_tables.py --check     # fails where README.md says something else than results/
+    python scripts/readme_tables.py --check     # fails where one of them says something else than results/
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the names are those of `TABLES`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the names are those of `DOCUMENTS`.
 """
 
 import argparse
@@ -20,6 +20,21 @@ BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 
 def fashion_gat(results: Path) -> str:
     return (results / "fashion_gat/table.md").read_text()
+
+
+def fashion_gat_summary(results: Path) -> str:
+    rows = _by(_read(results, "fashion_gat"), "attack", "model", "metric")
+    lines = [
+        [title, *(_seeds(rows[attack, model, "accuracy"]) for model in _MODELS)]
+        for title, attack in (
+            ("clean, real images", "clean"),
+            ("`gat`: ten steps towards the least likely class, finest layers", "gat"),
+            ("the same, all layers", "gat-all"),
+            ("the same, uphill on the label's loss", "gat-loss"),
+            ("PGD 8/255, real images", "pgd-linf-8/255"),
+        )
+    ]
+    return _table(["accuracy under", "undefended", "trained by GAT"], lines)
 
 
 def fashion_gat_recipes(results: Path) -> str:
@@ -193,31 +208,35 @@ def bench_peers(results: Path) -> str:
     return _table(["attack", "undefended, x faster", "accuracy %", "trained, x faster", "accuracy %"], lines)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
-    "fashion_gat": fashion_gat,
-    "fashion_gat_recipes": fashion_gat_recipes,
-    "fashion_gat_shares": fashion_gat_shares,
-    "table1": table1,
-    "table1_others": table1_others,
-    "table2": table2,
-    "table2_pairs": table2_pairs,
-    "bench_attack": bench_attack,
-    "bench_peers": bench_peers,
+DOCUMENTS: dict[str, tuple[Callable[[Path], str], ...]] = {
+    "README.md": (fashion_gat_summary, table1, table2),
+    "docs/results.md": (
+        fashion_gat,
+        fashion_gat_shares,
+        fashion_gat_recipes,
+        table1,
+        table1_others,
+        table2,
+        table2_pairs,
+        bench_attack,
+        bench_peers,
+    ),
 }
 
 _MODELS = ("original", "gat")
 
 
-def fill(text: str, results: Path) -> str:
-    """`text` with every table in it as `results` has it.
+def fill(document: str, text: str, results: Path) -> str:
+    """`text` of one of `DOCUMENTS` with every table in it as `results` has it.
 
     Raises:
-        ValueError: for a table nobody knows, or one of `TABLES` that is nowhere.
+        ValueError: for a table that the document should not have, or one that it has not.
     """
+    tables = {table.__name__: table for table in DOCUMENTS[document]}
     names = [match["name"] for match in BLOCK.finditer(text)]
-    if sorted(names) != sorted(TABLES):
-        raise ValueError(f"README.md has the tables {sorted(names)}, it should have {sorted(TABLES)}")
-    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match['name']](results).strip()}\n{match[3]}", text)
+    if sorted(names) != sorted(tables):
+        raise ValueError(f"{document} has the tables {sorted(names)}, it should have {sorted(tables)}")
+    return BLOCK.sub(lambda match: f"{match[1]}{tables[match['name']](results).strip()}\n{match[3]}", text)
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
@@ -263,13 +282,14 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    readme = REPOSITORY / "README.md"
-    before = readme.read_text()
-    after = fill(before, REPOSITORY / "results")
-    if args.check and before != after:
-        raise SystemExit("README.md and results/ differ; run python scripts/readme_tables.py")
-    if not args.check:
-        readme.write_text(after)
+    for document in DOCUMENTS:
+        path = REPOSITORY / document
+        before = path.read_text()
+        after = fill(document, before, REPOSITORY / "results")
+        if args.check and before != after:
+            raise SystemExit(f"{document} and results/ differ; run python scripts/readme_tables.py")
+        if not args.check:
+            path.write_text(after)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README.md says what results/ says."""
+"""README.md and docs/results.md say what results/ says."""
 
 from pathlib import Path
 
@@ -6,21 +6,28 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[3]
 RESULTS = REPOSITORY / "results"
-README = (REPOSITORY / "README.md").read_text()
+TEXTS = {name: (REPOSITORY / name).read_text() for name in ("README.md", "docs/results.md")}
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results(script):
-    assert script.fill(README, RESULTS) == README
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_tables_are_those_of_the_results(script, name):
+    assert set(script.DOCUMENTS) == set(TEXTS)
+    assert script.fill(name, TEXTS[name], RESULTS) == TEXTS[name]
 
 
-def test_a_number_typed_by_hand_is_replaced(script):
-    row = next(line for line in README.splitlines() if line.startswith("| gat | generated | gat | "))
-    typed = README.replace(row, row.replace("| gat | generated | gat | ", "| gat | generated | gat | 9"))
-    assert typed != README
-    assert script.fill(typed, RESULTS) == README
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("README.md", "| clean, real images | "), ("docs/results.md", "| gat | generated | gat | ")],
+)
+def test_a_number_typed_by_hand_is_replaced(script, name, start):
+    text = TEXTS[name]
+    row = next(line for line in text.splitlines() if line.startswith(start))
+    typed = text.replace(row, row.replace(start, f"{start}9"))
+    assert typed != text
+    assert script.fill(name, typed, RESULTS) == text
 
 
 @pytest.mark.parametrize("change", [("table: table2 ", "table: table3 "), ("<!-- table: table1 -->\n", "")])
 def test_a_table_that_is_lost_or_unknown_is_named(script, change):
-    with pytest.raises(ValueError, match="table2"):
-        script.fill(README.replace(*change), RESULTS)
+    with pytest.raises(ValueError, match=r"README.md has the tables .*table2"):
+        script.fill("README.md", TEXTS["README.md"].replace(*change), RESULTS)
