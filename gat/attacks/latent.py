@@ -6,7 +6,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from gat.attacks.ascent import Move
+from gat.attacks.objective import AnyLoss
 from gat.attacks.run import Compute, Goal, Outcome, run_attack
+from gat.attacks.segpgd import Pace, SegPGDLoss, cospgd_loss
 from gat.attacks.steps import Norm, Steps
 from gat.config import Config
 from gat.latents import Latents, lookup, select
@@ -32,6 +35,8 @@ class LatentAttack(Config):
             demodulated layers ignore the scale of a style, so an absolute step means something else in every layer.
         eps: budget by glob, largest distance from the start; sites that none matches are free, as in the paper.
         norm: of steps and budgets.
+        pixels: for segmenters, how the pixels of an image share in its loss: all alike, as in the paper, or weighted as `SegPGD` and
+            `CosPGD` do, which is about those that are still right. Then the best iterate is the one with the most wrong pixels.
         max_steps: iterations after which an example counts as robust; the paper trains on what 10 fool.
         stop_when_fooled: off for a fixed number of steps.
     """
@@ -45,6 +50,7 @@ class LatentAttack(Config):
     eps: dict[str, float] = Field(default_factory=dict)
     norm: Norm = "linf"
     goal: Goal = "loss"
+    pixels: Literal["alike", "segpgd", "cospgd"] = "alike"
     max_steps: int = Field(10, ge=0)
     stop_when_fooled: bool = True
 
@@ -69,9 +75,8 @@ class LatentAttack(Config):
         what = ",".join(self.sites) if self.sites else f"{self.move} {self.group}"
         sizes = " ".join(f"{glob}={size:g}" for glob, size in self.step_size.items())
         budget = " ".join(f"{glob}<={size:g}" for glob, size in self.eps.items()) or "no budget"
-        return (
-            f"{what}; {self.goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
-        )
+        goal = self.goal if self.pixels == "alike" else f"{self.goal}, pixels as in {self.pixels}"
+        return f"{what}; {goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
 
     def moved(self, space: Space) -> list[str]:
         """The sites of `space` that this attack moves.
@@ -112,6 +117,23 @@ class LatentAttack(Config):
                 eps[name] = radius * unit
         return Steps(size, self.norm, eps)
 
+    def guide(self, task: Task, steps: Steps, labels: Tensor) -> tuple[Move, AnyLoss | None]:
+        """The step rule and what is ascended instead of the task's loss.
+
+        Raises:
+            ValueError: if pixels are to be weighted that the task does not label.
+        """
+        if self.pixels == "alike":
+            return steps, None
+        if task.name != "segmentation":
+            raise ValueError(
+                f"pixels: {self.pixels} is for segmentation, not for {task.name}; on offer: alike"
+            )
+        if self.pixels == "cospgd":
+            return steps, cospgd_loss
+        pace = Pace(steps, len(labels), self.max_steps, labels.device)
+        return pace, SegPGDLoss(pace)
+
     def max_width(self, space: Space) -> int | None:
         """How many examples the space's memory budget lets this attack hold at once; None if it sets no limit.
 
@@ -137,9 +159,10 @@ class LatentAttack(Config):
         compute = compute or Compute()
         if limit is not None:
             compute = replace(compute, width=min(compute.width, limit))
+        move, loss = self.guide(task, self.steps(space, moved), labels)
         return run_attack(
-            task, model, space, latents, labels, self.steps(space, moved), moved, self.max_steps,
-            goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, compute=compute, record=record,
+            task, model, space, latents, labels, move, moved, self.max_steps,
+            goal=self.goal, targets=targets, stop_when_fooled=self.stop_when_fooled, loss=loss, compute=compute, record=record,
         )  # fmt: skip
 
 
