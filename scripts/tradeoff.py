@@ -1,10 +1,10 @@
 """How far can an attack go before its images stop showing their label?
 
     python scripts/tradeoff.py runs/fashion_gat_0 --out results/fashion_gat/tradeoff.json
-    python scripts/tradeoff.py runs/fashion_table1/seed0/segmentation --group fine --goal loss least_likely --budget 0 0.15 0.22
+    python scripts/tradeoff.py runs/fashion_table1/seed*/segmentation --group fine --pixels alike cospgd --step 0.03 --budget 0.06 0.07
 
-For a range of step sizes and budgets: what the latent attack leaves a run's undefended model (or, with --model, others), and what
-the run's independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their label (among
+For a range of step sizes and budgets: what the latent attack leaves the undefended model (or, with --model, others) of one or more runs,
+and what their independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their label (among
 those whose starting image did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision) at the last
 iteration, and the share of the layout's pixels that the oracle reads.
 """
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--model", nargs="+", default=[ORIGINAL], help="who is attacked: original, gat")
     parser.add_argument("--n", type=int, default=256, help="random latents, or scenes")
     parser.add_argument(
@@ -110,16 +110,25 @@ def main() -> None:
     )
     parser.add_argument("--group", nargs="+", default=["all"], choices=("coarse", "middle", "fine", "all"))
     parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely"))
+    parser.add_argument(
+        "--pixels", nargs="+", default=["alike"], choices=("alike", "segpgd", "cospgd"), help="for segmenters"
+    )
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    run = open_run(load(RunConfig, [args.run / "config.yaml"], [f"out={args.run}"]))
-    if run.tools.generator is None or run.tools.oracle is None:
-        raise SystemExit("this needs a run with a generator and an oracle")
-    of_scenes = run.tools.generator.conditions == "layouts"
-    sizes: list[dict[str, float]] = (
-        [{"step": step, "budget": budget} for step, budget in product(args.step, args.budget)]
+    opened = [open_run(load(RunConfig, [path / "config.yaml"], [f"out={path}"])) for path in args.runs]
+    conditions = {
+        run.tools.generator.conditions if run.tools.generator and run.tools.oracle else None for run in opened
+    }
+    if len(conditions) > 1 or None in conditions:
+        raise SystemExit("this needs runs with a generator and an oracle, all of pictures or all of scenes")
+    of_scenes = conditions == {"layouts"}
+    sizes: list[dict[str, Any]] = (
+        [
+            {"pixels": pixels, "step": step, "budget": budget}
+            for pixels, step, budget in product(args.pixels, args.step, args.budget)
+        ]
         if of_scenes
         else [{"noise_step": noise, "style_step": style} for noise, style in product(args.noise, args.style)]
     )
@@ -129,11 +138,11 @@ def main() -> None:
     attacks = [attack_of(setting, of_scenes) for setting in chosen]
     measure = scenes if of_scenes else pictures
     rows = []
-    with progress("attacking", total=len(args.model) * len(attacks)) as advance:
-        for name in args.model:
+    with progress("attacking", total=len(opened) * len(args.model) * len(attacks)) as advance:
+        for run, name in product(opened, args.model):
             found = measure(run, run.finished_model(name), attacks, args.n, args.seed)
             for setting, row in zip(chosen, found, strict=True):
-                rows.append({"model": name} | setting | row)
+                rows.append({"run": run.config.name, "model": name} | setting | row)
                 advance(1)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if args.out:
@@ -159,6 +168,7 @@ def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:
     return LatentAttack(
         group=setting["group"],
         goal=setting["goal"],
+        pixels=setting.get("pixels", "alike"),
         step_size=sizes,
         eps=budgets,
         stop_when_fooled=not of_scenes,

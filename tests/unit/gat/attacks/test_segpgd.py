@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gat.attacks import PGD, Compute, CosPGD, Recolor, SegPGD, Spatial
+from gat.attacks import PGD, Compute, CosPGD, LatentAttack, Recolor, SegPGD, Spatial
 from gat.attacks.ascent import ascend
 from gat.attacks.objective import LossByExample
 from gat.attacks.segpgd import Pace, SegPGDLoss, cospgd_loss, weighted
 from gat.attacks.steps import Steps
+from gat.spaces.pixels import PixelSpace
+from tasks.classification import ClassificationTask
 from tasks.segmentation import SegmentationTask
 from tests.toys import CLASSES
 
@@ -176,6 +178,38 @@ def test_the_iterate_with_the_most_wrong_pixels_is_kept(attack):
     for steps in (1, 7):
         outcome = attack(steps=steps, **settings).run(TWO, Window(), images, labels)
         assert TWO.score(outcome.predictions, labels).tolist() == [0.5] * 2
+
+
+@pytest.mark.parametrize("stop_when_fooled", [False, True])
+@pytest.mark.parametrize(("pixels", "rival"), [("alike", PGD), ("segpgd", SegPGD), ("cospgd", CosPGD)])
+def test_on_latents_that_are_pixels_it_is_the_attack_on_pixels(pixels, rival, stop_when_fooled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    images = 0.3 + 0.4 * torch.rand(5, 3, 6, 6)
+    labels = model(images).argmax(1)
+    labels[:, :, 0], labels[:, 0] = IGNORE, 0
+    compute = Compute(width=2)
+    on_pixels = rival(
+        eps=0.1, steps=4, step_size=0.04, random_start=False, stop_when_fooled=stop_when_fooled
+    ).run(THREE, model, images, labels, compute=compute)
+    on_latents = LatentAttack(
+        sites=("pixels",), pixels=pixels, unit="absolute", step_size={"pixels": 0.04}, eps={"pixels": 0.1}, max_steps=4,
+        stop_when_fooled=stop_when_fooled,
+    ).run(THREE, model, PixelSpace((3, 6, 6)), {"pixels": images}, labels, compute=compute)  # fmt: skip
+    assert torch.equal(on_latents.images, on_pixels.images)
+    assert torch.equal(on_latents.iterations, on_pixels.iterations)
+    assert THREE.score(on_latents.predictions, labels).max() < THREE.score(labels, labels).min()
+
+
+def test_the_pixels_of_a_classifier_cannot_be_weighted():
+    task, images = ClassificationTask(CLASSES), torch.rand(2, 3, 4, 4)
+    attack = LatentAttack(sites=("pixels",), pixels="cospgd", step_size={"pixels": 0.1})
+    with pytest.raises(
+        ValueError, match="pixels: cospgd is for segmentation, not for classification; on offer: alike"
+    ):
+        attack.run(
+            task, nn.Flatten(), PixelSpace((3, 4, 4)), {"pixels": images}, torch.zeros(2, dtype=torch.long)
+        )
 
 
 class ByColour(nn.Sequential):
