@@ -137,7 +137,14 @@ def lockstep(
 
 def check_attack(attack: LatentAttack) -> None:
     """Refuses, with a ValueError, what `lockstep` does not do."""
-    if attack.goal == "targeted" or attack.norm != "linf" or attack.eps or not attack.stop_when_fooled:
+    bounded, weighted = bool(attack.eps), attack.pixels != "alike"
+    if (
+        attack.goal == "targeted"
+        or attack.norm != "linf"
+        or bounded
+        or weighted
+        or not attack.stop_when_fooled
+    ):
         raise ValueError(
             f"the straightforward loop takes unbounded sign steps, without targets, until fooled; got: {attack.summary}"
         )

@@ -1,5 +1,8 @@
 """A trade-off's row is what one attack makes of one model, and what the oracle makes of the pictures."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -32,3 +35,35 @@ def test_of_the_oracle_itself_both_columns_are_one_and_the_attack_lowers_them(sc
     assert still["mean_change_of_pixels"] == 0 < moved["mean_change_of_pixels"]
     assert moved["oracle_after"] < 0.7 * still["oracle_after"]
     assert torch.is_grad_enabled()
+
+
+def test_of_several_runs_every_setting_has_a_row_each(script, tmp_path, monkeypatch):
+    """The cosine's weights are about pixels that are still right, so one small step leaves fewer of them."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"name: {name}\n{CONFIG}")
+        shutil.copy(
+            "tasks/models/shipped/fashion_scenes_oracle.safetensors", tmp_path / name / "original.safetensors"
+        )
+    out = tmp_path / "rows.json"
+    words = f"{tmp_path}/a {tmp_path}/b --group fine --pixels alike cospgd --step 0.05 --budget 0.05 --n 4 --out {out}"
+    monkeypatch.setattr("sys.argv", ["tradeoff.py", *words.split()])
+    script.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["run"], row["pixels"]) for row in rows] == [
+        (run, pixels) for run in "ab" for pixels in ("alike", "cospgd")
+    ]
+    assert (
+        rows[1]["pixel_accuracy_after"] < rows[0]["pixel_accuracy_after"] < rows[0]["pixel_accuracy_before"]
+    )
+    assert [row | {"run": "b"} for row in rows[:2]] == rows[2:]
+
+
+def test_pictures_and_scenes_are_not_compared(script, tmp_path, monkeypatch):
+    pictures = "data: {name: fashion_mnist}\ngenerator: {name: stylegan2}\n"
+    for name, text in (("a", CONFIG), ("b", pictures)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    monkeypatch.setattr("sys.argv", ["tradeoff.py", str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(SystemExit, match="all of pictures or all of scenes"):
+        script.main()
