@@ -227,10 +227,10 @@ def score(args: argparse.Namespace) -> None:
     result["oracle_reads"] = " ".join(str(image["oracle"]) for image in key["images"])
     result["attacked"] = " ".join(str(int(image["attacked"])) for image in key["images"])
     text = json.dumps(result, indent=1)
-    print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n")
+    print(text)
 
 
 def main() -> None:

@@ -123,6 +123,7 @@ def table1_others(results: Path) -> str:
         "gat": "GAT, as above (0.13; 0.1)",
         "gat-start": "renderings, not attacked",
         "gat-large": "GAT, further away (0.2; 0.3)",
+        "gat-cospgd": "GAT, pixels weighted as in CosPGD (0.07)",
         "gat-least_likely": "GAT, towards the least likely class (0.2)",
         "gat-loss": "GAT, uphill on the loss (0.025)",
         "gat-loss-large": "GAT, uphill on the loss (0.1)",
