@@ -120,6 +120,8 @@ def draw(args: argparse.Namespace) -> None:
     found = (fooled_spots if of_scenes else fooled_pictures)(run, args, attack)
     generator = torch.Generator().manual_seed(args.seed)
     num = len(found.labels)
+    if not num:
+        raise SystemExit(f"the attack gat of {args.run} fools {args.model} nowhere; there is nothing to draw")
     attacked = torch.randperm(num, generator=generator)[: args.n]
     controls = torch.randperm(num, generator=generator)[: args.n // 4]
     images = torch.cat([found.images[attacked], found.start_images[controls]])

@@ -90,6 +90,15 @@ def test_the_score_is_what_was_seen(
     assert result["labels_seen"].split() == words
 
 
+def test_without_fooled_pictures_there_is_nothing_to_draw(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("group: fine", "group: fine, max_steps: 0"))
+    shutil.copy(ORACLE, tmp_path / "original.safetensors")
+    with pytest.raises(SystemExit, match="fools original nowhere"):
+        run(script, monkeypatch, "draw", tmp_path, "--n", 4, "--out", tmp_path / "sheets")
+
+
 def test_a_label_too_few_is_refused(
     sheets: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
