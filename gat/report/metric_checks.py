@@ -45,20 +45,26 @@ def _not_finite(metrics: Metrics) -> Iterator[Doubt]:
 
 
 def _no_effect(metrics: Metrics) -> Iterator[Doubt]:
-    """An attack on the undefended model must lower its scores."""
+    """An attack on the undefended model must lower its scores, and one on a trained model must not raise them."""
     for row in metrics.rows:
         attacked = row.key.column.attack != "none" and control(row.key.column.attack) is None
-        if (
-            attacked
-            and row.key.model == metrics.models[0]
-            and row.score
-            and row.score.after >= row.score.before
-        ):
+        if not attacked or row.score is None:
+            continue
+        where, before, after = _where(row, metrics), row.score.before, row.score.after
+        changed = (
+            f"the mean score per image is {percent(before)} before the attack and {percent(after)} after it"
+        )
+        if row.key.model == metrics.models[0] and after >= before:
             yield Doubt(
                 "wrong",
-                f"{_where(row, metrics)}: the mean score per image is {percent(row.score.before)} before the attack and "
-                f"{percent(row.score.after)} after it, on the undefended model. The attack is probably broken (no gradient, a wrong "
-                "sign, or no step at all).",
+                f"{where}: {changed}, on the undefended model. The attack is probably broken (no gradient, a wrong sign, or no step "
+                "at all).",
+            )
+        elif after > before:
+            yield Doubt(
+                "careful",
+                f"{where}: {changed}. A model that is better under attack may have learnt to read the attack, which is no robustness; "
+                "judge it by an attack with another goal.",
             )
 
 

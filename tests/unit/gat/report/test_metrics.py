@@ -210,6 +210,15 @@ def test_an_attack_that_changes_nothing_on_the_undefended_model_is_wrong(read):
     assert not [text for text in texts(read(gat__gat=0.95)) if "broken" in text]
 
 
+def test_a_trained_model_that_the_attack_helps_is_doubted(read):
+    found = only(texts(read(gat__gat=0.95)), "learnt to read the attack")
+    assert found.startswith(
+        "careful: GAT-trained, GAT [strict-gat]: the mean score per image is 93.0% before"
+    )
+    for value in (0.93, 0.9):
+        assert not [text for text in texts(read(gat__gat=value)) if "learnt" in text]
+
+
 def test_a_lower_clean_value_is_told_with_its_weight(read):
     assert only(texts(read(gat__none=0.90)), "worse than").startswith("note")
     assert only(texts(read(gat__none=0.80)), "−11.0 points").startswith("careful")
