@@ -26,10 +26,11 @@ from torch.utils.data import default_collate
 from torchvision.transforms.functional import to_pil_image
 from tradeoff import validation_scenes
 
-from gat.attacks import LatentAttack
+from gat.attacks import LatentAttack, Outcome
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
 from gat.config import load
 from gat.evaluation.judge import outputs
+from gat.latents import Latents
 from gat.protocols import GenerativeSpace
 from gat.report.statistics import proportion
 
@@ -54,9 +55,7 @@ def fooled_pictures(run: Run, args: argparse.Namespace, attack: LatentAttack) ->
     space, oracle = opened(run)
     ids = torch.arange(args.starts or 2 * args.n)
     labels = ids % len(space.classes)
-    latents = space.sample(labels, ids, args.seed)
-    model = run.finished_model(args.model)
-    outcome = attack.run(run.tools.task, model, space, latents, labels, compute=run.tools.compute)
+    outcome = fool(run, args, attack, space.sample(labels, ids, args.seed), labels)
     fooled = outcome.success
     images, starts = outcome.images[fooled], outcome.start_images[fooled]
     width = run.config.evaluation.width
@@ -69,9 +68,7 @@ def fooled_spots(run: Run, args: argparse.Namespace, attack: LatentAttack) -> Fo
     space, oracle = opened(run)
     batch = validation_scenes(run, args.starts or args.n)
     labels = batch["labels"]
-    latents = space.sample(batch["layouts"], batch["ids"], args.seed)
-    model = run.finished_model(args.model)
-    outcome = attack.run(run.tools.task, model, space, latents, labels, compute=run.tools.compute)
+    outcome = fool(run, args, attack, space.sample(batch["layouts"], batch["ids"], args.seed), labels)
     fooled = (outcome.clean_predictions == labels) & (outcome.predictions != labels)
     semantic, instances = batch["layouts"].unbind(1)
     weights = (fooled & ~near_an_edge(semantic) & ~near_an_edge(instances)).float()
@@ -88,6 +85,15 @@ def fooled_spots(run: Run, args: argparse.Namespace, attack: LatentAttack) -> Fo
         outputs(oracle, shown, width).argmax(1)[every, spots[:, 0], spots[:, 1]] for shown in (images, starts)
     )
     return Fooled(images, starts, labels[rows, spots[:, 0], spots[:, 1]], reads, start_reads, spots)
+
+
+def fool(
+    run: Run, args: argparse.Namespace, attack: LatentAttack, latents: Latents, labels: Tensor
+) -> Outcome:
+    """What the attack makes of these latents so that they fool the model that is asked for."""
+    space, _ = opened(run)
+    model = run.finished_model(args.model)
+    return attack.run(run.tools.task, model, space, latents, labels, compute=run.tools.compute)
 
 
 def near_an_edge(maps: Int64[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:

@@ -137,14 +137,14 @@ def lockstep(
 
 def check_attack(attack: LatentAttack) -> None:
     """Refuses, with a ValueError, what `lockstep` does not do."""
-    bounded, weighted = bool(attack.eps), attack.pixels != "alike"
-    if (
-        attack.goal == "targeted"
-        or attack.norm != "linf"
-        or bounded
-        or weighted
-        or not attack.stop_when_fooled
-    ):
+    beyond_it = (
+        attack.goal == "targeted",
+        attack.norm != "linf",
+        attack.pixels != "alike",
+        bool(attack.eps),
+        not attack.stop_when_fooled,
+    )
+    if any(beyond_it):
         raise ValueError(
-            f"the straightforward loop takes unbounded sign steps, without targets, until fooled; got: {attack.summary}"
+            f"the straightforward loop takes unbounded sign steps, no targets, pixels alike, until fooled; got: {attack.summary}"
         )

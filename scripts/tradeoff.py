@@ -3,10 +3,10 @@
     python scripts/tradeoff.py runs/fashion_gat_0 --out results/fashion_gat/tradeoff.json
     python scripts/tradeoff.py runs/fashion_table1/seed*/segmentation --group fine --pixels alike cospgd --step 0.03 --budget 0.06 0.07
 
-For a range of step sizes and budgets: what the latent attack leaves the undefended model (or, with --model, others) of one or more runs,
-and what their independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their label (among
-those whose starting image did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision) at the last
-iteration, and the share of the layout's pixels that the oracle reads.
+For a range of step sizes and budgets: what the latent attack leaves the undefended model (or, with --model, others) of one or more
+runs, and what their independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their
+label (among those whose starting image did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision)
+at the last iteration, and the share of the layout's pixels that the oracle reads.
 """
 
 import argparse

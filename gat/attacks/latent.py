@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gat.attacks.ascent import Move
 from gat.attacks.objective import AnyLoss
 from gat.attacks.run import Compute, Goal, Outcome, run_attack
-from gat.attacks.segpgd import Pace, SegPGDLoss, cospgd_loss
+from gat.attacks.segpgd import weigh_pixels
 from gat.attacks.steps import Norm, Steps
 from gat.config import Config
 from gat.latents import Latents, lookup, select
@@ -129,10 +129,7 @@ class LatentAttack(Config):
             raise ValueError(
                 f"pixels: {self.pixels} is for segmentation, not for {task.name}; on offer: alike"
             )
-        if self.pixels == "cospgd":
-            return steps, cospgd_loss
-        pace = Pace(steps, len(labels), self.max_steps, labels.device)
-        return pace, SegPGDLoss(pace)
+        return weigh_pixels(self.pixels, steps, self.max_steps, labels)
 
     def max_width(self, space: Space) -> int | None:
         """How many examples the space's memory budget lets this attack hold at once; None if it sets no limit.

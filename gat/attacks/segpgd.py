@@ -38,8 +38,7 @@ class SegPGD(PGD):
     name: Literal["segpgd"] = "segpgd"  # type: ignore[assignment]
 
     def _guide(self, steps: Steps, labels: Tensor) -> tuple[Move, AnyLoss | None]:
-        pace = Pace(steps, len(labels), self.steps, labels.device)
-        return pace, SegPGDLoss(pace)
+        return weigh_pixels("segpgd", steps, self.steps, labels)
 
 
 class CosPGD(PGD):
@@ -54,7 +53,17 @@ class CosPGD(PGD):
     name: Literal["cospgd"] = "cospgd"  # type: ignore[assignment]
 
     def _guide(self, steps: Steps, labels: Tensor) -> tuple[Move, AnyLoss | None]:
+        return weigh_pixels("cospgd", steps, self.steps, labels)
+
+
+def weigh_pixels(
+    like: Literal["segpgd", "cospgd"], steps: Steps, num_steps: int, labels: LabelMaps
+) -> tuple[Move, AnyLoss]:
+    """The step rule and the loss of an attack on the latents of these label maps, by `num_steps` steps."""
+    if like == "cospgd":
         return steps, cospgd_loss
+    pace = Pace(steps, len(labels), num_steps, labels.device)
+    return pace, SegPGDLoss(pace)
 
 
 class Pace:
