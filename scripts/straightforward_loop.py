@@ -146,5 +146,6 @@ def check_attack(attack: LatentAttack) -> None:
     )
     if any(beyond_it):
         raise ValueError(
-            f"the straightforward loop takes unbounded sign steps, no targets, pixels alike, until fooled; got: {attack.summary}"
+            "the straightforward loop takes unbounded sign steps, without targets, until fooled, with all pixels alike; got: "
+            + attack.summary
         )
