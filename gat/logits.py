@@ -55,6 +55,10 @@ class LogitsTask:
         non-targeted attack aims at (Sec. 3.1)."""
         return outputs.float().scatter(1, labels[:, None], float("inf")).argmin(1)
 
+    def random_targets(self, labels: Labels, places: PerExample) -> Labels:
+        """For `places` uniform in (0, 1), every class but the label equally often."""
+        return further_classes(labels, places, self.num_classes)
+
     def score(self, predictions: Labels, labels: Labels) -> PerExample:
         """1 where the answer is right, else 0."""
         return (predictions == labels).float()
@@ -114,3 +118,12 @@ class LogitsTask:
             hint = "; do they count from 1?" if outside == [self.num_classes] and labels.min() >= 1 else ""
             names = f" ({', '.join(self.classes[:10])})" if self.classes else ""
             raise ValueError(f"{wanted}{names}, got {outside[:10]} too{hint}")
+
+
+def further_classes(
+    classes: Int64[Tensor, "b ..."], places: PerExample, num_classes: int
+) -> Int64[Tensor, "b ..."]:
+    """Every class of an example the same number of classes further round the circle, 1 to `num_classes` - 1: for `places` uniform in
+    (0, 1), all equally often."""
+    further = 1 + (places.double() * (num_classes - 1)).long().clamp(max=num_classes - 2)
+    return (classes + further.reshape(-1, *[1] * (classes.ndim - 1))) % num_classes

@@ -129,6 +129,11 @@ class Task(Protocol):
         """The answer furthest from the model's, but never the label: what the paper's attack aims at (Sec. 3.1)."""
         ...
 
+    def random_targets(self, labels: Tensor, places: PerExample) -> Tensor:
+        """A wrong answer to every example: its classes, each the same number of classes further round the circle. `places`, uniform in
+        (0, 1), say how far. They tell nothing of the label, which the least likely answer does."""
+        ...
+
     def score(self, predictions: Tensor, labels: Tensor) -> PerExample:
         """How good the answer is, from 0 to 1."""
         ...

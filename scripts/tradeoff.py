@@ -41,7 +41,7 @@ def pictures(
     labels = ids % len(space.classes)
     latents = space.sample(labels, ids, seed)
     for attack in attacks:
-        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
+        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute, ids=ids)
         with torch.no_grad():
             before, after = oracle(outcome.start_images).argmax(1), oracle(outcome.images).argmax(1)
         left = proportion(int((outcome.attacked & ~outcome.success).sum()), n)
@@ -68,7 +68,7 @@ def scenes(
     labels, layouts = batch["labels"], batch["layouts"]
     latents = space.sample(layouts, batch["ids"], seed)
     for attack in attacks:
-        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute)
+        outcome = attack.run(task, model, space, latents, labels, compute=run.tools.compute, ids=batch["ids"])
         change = (outcome.images - outcome.start_images).abs().mean()
         row: dict[str, Any] = {"n": len(labels)}
         for when, images, answers in (
@@ -109,7 +109,7 @@ def main() -> None:
         "--budget", type=float, nargs="+", default=[0.0], help="in sigma, of scenes; 0 is none"
     )
     parser.add_argument("--group", nargs="+", default=["all"], choices=("coarse", "middle", "fine", "all"))
-    parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely"))
+    parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely", "random"))
     parser.add_argument(
         "--pixels", nargs="+", default=["alike"], choices=("alike", "segpgd", "cospgd"), help="for segmenters"
     )

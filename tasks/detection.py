@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from gat.latents import PerExample, Verdicts
+from gat.logits import further_classes
 from tasks.boxes import iou
 
 Objects = Float32[Tensor, "b m 6"]  # x0 y0 x1 y1 in px, class (-1: padding), crowd (0 or 1)
@@ -181,9 +182,20 @@ class DetectionTask:
         nearest = iou(boxes, labels[:, None, :, :4]).argmax(1)
         there = scores.gather(1, nearest[..., None].expand(-1, -1, scores.shape[2]))
         least = there.scatter(2, own[..., None], float("inf")).argmin(2)
-        targets = labels.clone()
-        targets[..., 4] = torch.where(countable(labels), least.to(labels), labels[..., 4])
-        return targets
+        return _renamed(labels, least)
+
+    def random_targets(self, labels: Objects, places: PerExample) -> Objects:
+        """The same boxes, each with another class, for `places` uniform in (0, 1) any other equally often. Crowds and padding stay
+        what they are.
+
+        Raises:
+            ValueError: With one class there is no other.
+        """
+        if self.num_classes < 2:
+            raise ValueError(
+                f"the only class is {self.classes[0]}: there is no other to aim at; use goal 'loss'"
+            )
+        return _renamed(labels, further_classes(_classes(labels), places, self.num_classes))
 
     def evidence(self, predictions: Detections, labels: Objects) -> list[dict[str, list[list[float]]]]:
         """Per example its true boxes and what was predicted, both without padding; coordinates to 0.01 px."""
@@ -384,6 +396,13 @@ def average_precisions(
 def _classes(labels: Objects) -> Tensor:
     """int64 [b, m]; 0 for padding."""
     return labels[..., 4].clamp(min=0).long()
+
+
+def _renamed(labels: Objects, classes: Int64[Tensor, "b m"]) -> Objects:
+    """The same boxes with these classes. Crowds and padding stay what they are."""
+    renamed = labels.clone()
+    renamed[..., 4] = torch.where(countable(labels), classes.to(labels), labels[..., 4])
+    return renamed
 
 
 def _of_class(scores: Float[Tensor, "b n k"], labels: Objects) -> Float[Tensor, "b n m"]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gat.latents import PerExample, Verdicts
-from gat.logits import IGNORE
+from gat.logits import IGNORE, further_classes
 from gat.outputs import check_segmenter_outputs
 
 Logits = Float[Tensor, "b k h w"]
@@ -86,6 +86,13 @@ class SegmentationTask:
         counts = labels != IGNORE
         own = torch.where(counts, labels, 0)[:, None]
         return torch.where(counts, outputs.float().scatter(1, own, float("inf")).argmin(1), IGNORE)
+
+    def random_targets(self, labels: LabelMaps, places: PerExample) -> LabelMaps:
+        """For `places` uniform in (0, 1), every map in which each class is another, all by the same distance. Pixels that do not count
+        still do not."""
+        counts = labels != IGNORE
+        own = torch.where(counts, labels, 0)
+        return torch.where(counts, further_classes(own, places, self.num_classes), IGNORE)
 
     def margin(self, outputs: Logits, labels: LabelMaps) -> PerExample:
         """Logit of the label minus the largest other logit, averaged over the pixels that count; 0 for an image without any."""

@@ -3,16 +3,17 @@
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gat.attacks.ascent import Move
 from gat.attacks.objective import AnyLoss
-from gat.attacks.run import Compute, Goal, Outcome, run_attack
+from gat.attacks.run import Compute, DrawnGoal, Outcome, run_attack
 from gat.attacks.segpgd import weigh_pixels
 from gat.attacks.steps import Norm, Steps
 from gat.config import Config
-from gat.latents import Latents, lookup, select
+from gat.latents import Latents, Rows, lookup, seeded_uniform, select
 from gat.protocols import MeasuredSpace, Space, Task
 
 Part = Literal["style", "noise", "gamma", "beta", "both"]
@@ -35,6 +36,10 @@ class LatentAttack(Config):
             demodulated layers ignore the scale of a style, so an absolute step means something else in every layer.
         eps: budget by glob, largest distance from the start; sites that none matches are free, as in the paper.
         norm: of steps and budgets.
+        goal: 'loss' ascends the label's loss; 'least_likely' (the paper's) and 'random' descend that of a wrong answer, the least
+            likely one or one drawn for every example; all three fool with any wrong answer, 'targeted' with the given one. Only
+            'random' does not depend on the label, which a model under training can otherwise learn to read off the attack
+            ("label leaking", Kurakin et al. 2017).
         pixels: for segmenters, how the pixels of an image share in its loss: all alike, as in the paper, or weighted as `SegPGD` and
             `CosPGD` do, which is about those that are still right. Then the best iterate is the one with the most wrong pixels.
         max_steps: iterations after which an example counts as robust; the paper trains on what 10 fool.
@@ -49,7 +54,7 @@ class LatentAttack(Config):
     unit: Literal["relative", "absolute"] = "relative"
     eps: dict[str, float] = Field(default_factory=dict)
     norm: Norm = "linf"
-    goal: Goal = "loss"
+    goal: DrawnGoal = "loss"
     pixels: Literal["alike", "segpgd", "cospgd"] = "alike"
     max_steps: int = Field(10, ge=0)
     stop_when_fooled: bool = True
@@ -150,12 +155,20 @@ class LatentAttack(Config):
         targets: Tensor | None = None,
         compute: Compute | None = None,
         record: bool = False,
+        ids: Rows | None = None,
     ) -> Outcome:
-        """Attack the images these latents render to. See `run_attack`; passes are no wider than the space's memory budget allows."""
+        """Attack the images these latents render to. See `run_attack`; passes are no wider than the space's memory budget allows.
+
+        Args:
+            ids: of the examples, for goal 'random': what they draw depends on them. None: the positions in the batch.
+        """
         moved, limit = self.moved(space), self.max_width(space)
         compute = compute or Compute()
         if limit is not None:
             compute = replace(compute, width=min(compute.width, limit))
+        if self.goal == "random":
+            ids = torch.arange(len(labels)) if ids is None else ids
+            targets = task.random_targets(labels, seeded_uniform(0, ids, (), "target").to(labels.device))
         move, loss = self.guide(task, self.steps(space, moved), labels)
         return run_attack(
             task, model, space, latents, labels, move, moved, self.max_steps,

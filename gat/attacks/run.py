@@ -16,6 +16,7 @@ from gat.latents import Images, Latents, PerExample, Verdicts, split, take
 from gat.protocols import Renderer, Space, Task
 
 Goal = Literal["loss", "least_likely", "targeted"]
+DrawnGoal = Literal["loss", "least_likely", "random", "targeted"]
 
 
 @dataclass
@@ -139,7 +140,7 @@ def look(
     return Look(**{name: torch.cat(values) for name, values in seen.items()})
 
 
-def choose_targets(before: Look, labels: Tensor, goal: Goal, targets: Tensor | None) -> Tensor | None:
+def choose_targets(before: Look, labels: Tensor, goal: DrawnGoal, targets: Tensor | None) -> Tensor | None:
     """What to aim at: nothing, the least likely answer of each example (but never its label), or the given ones.
 
     Raises:
@@ -150,7 +151,9 @@ def choose_targets(before: Look, labels: Tensor, goal: Goal, targets: Tensor | N
     if goal == "least_likely":
         return before.least_likely
     if targets is None:
-        raise ValueError("a targeted attack needs targets, one per example")
+        raise ValueError(f"an attack with goal '{goal}' needs targets, one per example")
+    if goal == "random":  # an image without anything to aim at draws its own label
+        return targets
     same = (targets == labels).flatten(1).all(1) if labels.ndim > 1 else targets == labels
     if bool(same.any()):
         raise ValueError(f"{int(same.sum())} targets equal the label; aim at something else")
@@ -167,7 +170,7 @@ def run_attack(
     moved: Sequence[str],
     max_steps: int,
     *,
-    goal: Goal = "loss",
+    goal: DrawnGoal = "loss",
     targets: Tensor | None = None,
     stop_when_fooled: bool = True,
     keep: Keep = "best",
@@ -188,7 +191,8 @@ def run_attack(
         latents: of all sites, where the attack begins.
         moved: names of the sites that move.
         goal: 'loss' ascends the true label's loss; 'least_likely' descends that of the class least likely at the start (the
-            paper's choice); 'targeted' descends that of `targets` and only counts hits.
+            paper's choice); 'random' descends that of `targets`, which the caller has drawn; 'targeted' does too, and only counts
+            hits.
         starts: alternative first iterates of the moved sites (random restarts), tried in turn on what is not fooled yet;
             distances are measured from `latents` all the same.
         loss: what to ascend instead of the task's loss, see `gat.attacks.losses` and `gat.attacks.objective`.

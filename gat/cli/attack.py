@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         space = current.tools.generator
         assert space is not None
         latents = space.sample(batch.conditions(space), ids, args.seed)
-        outcome = attack.run(task, model, space, latents, labels, targets=targets, compute=compute)
+        outcome = attack.run(task, model, space, latents, labels, targets=targets, compute=compute, ids=ids)
     write(args.out, task, outcome, labels, classes)
     show(args, task, outcome, ids, labels, classes)
     return 0

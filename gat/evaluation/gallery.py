@@ -61,7 +61,7 @@ def make_gallery(
                         {**settings.attack.model_dump(), "group": group, "move": move}
                     )
                     outcomes[move] = attack.run(
-                        tools.task, model, space, latents, labels, compute=tools.compute
+                        tools.task, model, space, latents, labels, compute=tools.compute, ids=ids
                     )
                 items += _items(model_name, group, ids.tolist(), labels.tolist(), outcomes, tools)
                 advance(1)

@@ -75,7 +75,7 @@ def _attack_chunk(
         labels = (chunk % len(space.classes) if invented else batch["labels"]).to(device)
         conditions = labels if invented else Batch(batch["images"], labels, layouts).conditions(space)
         latents = space.sample(conditions, ids, settings.seed)
-        outcome = attack.run(tools.task, model, space, latents, labels, compute=compute)
+        outcome = attack.run(tools.task, model, space, latents, labels, compute=compute, ids=ids)
     else:
         images, labels, source = batch["images"].to(device), batch["labels"].to(device), "real"
         # Clean accuracy is the attack that takes no step.

@@ -110,7 +110,7 @@ def _strips(
         assert space is not None
         layouts = batch["layouts"].to(device) if "layouts" in batch else None
         latents = space.sample(Batch(images, labels, layouts).conditions(space), ids, settings.seed)
-        outcome = attack.run(task, model, space, latents, labels, compute=compute, record=True)
+        outcome = attack.run(task, model, space, latents, labels, compute=compute, record=True, ids=ids)
     frames = _shown(outcome, name, settings.iterations)
     answers = [_answers(task, model, some, compute.width) for some in frames]
     scores = [task.score(answer, labels).tolist() for answer in answers]

@@ -98,7 +98,9 @@ class GAT(Method):
         if self.oracle_filter:
             check_oracle(tools)
         if self.attack.goal == "targeted":
-            raise ValueError("training has no targets to aim at; take goal 'loss' or 'least_likely'")
+            raise ValueError(
+                "training has no targets to aim at; take goal 'loss', 'least_likely' or 'random'"
+            )
         for attack in self.turns():
             attack.moved(tools.generator)
 
@@ -218,7 +220,7 @@ class GAT(Method):
         with routed(model, 0):
             outcome = attack.run(
                 tools.task, model, space, latents, labels[here],
-                compute=tools.compute, record=self.train_on != "final",
+                compute=tools.compute, record=self.train_on != "final", ids=ids,
             )  # fmt: skip
         images, from_start = outcome.images, torch.arange(len(rows), device=labels.device)
         score = tools.task.score(outcome.predictions, labels[here])

@@ -68,12 +68,20 @@ def test_the_least_likely_class_is_never_the_label(task):
     assert task.least_likely(LOGITS, torch.tensor([2, 0])).tolist() == [1, 1]
 
 
+def test_random_targets_are_every_other_class_equally_often(task):
+    places = (torch.arange(3000) + 0.5) / 3000
+    for label in range(3):
+        targets = task.random_targets(torch.full([3000], label), places)
+        assert targets.bincount(minlength=3).tolist() == [0 if i == label else 1500 for i in range(3)]
+
+
 def test_two_classes_are_enough():
     task = ClassificationTask(("female", "male"))
     logits, labels = torch.tensor([[1.0, -1.0], [0.0, 3.0]]), torch.tensor([0, 0])
     torch.testing.assert_close(task.loss(logits, labels), torch.tensor([log(1 + exp(-2)), log(1 + exp(3))]))
     assert task.margin(logits, labels).tolist() == [2.0, -3.0]
     assert task.least_likely(logits, labels).tolist() == [1, 1]
+    assert task.random_targets(torch.tensor([0, 1, 0]), torch.tensor([1e-7, 0.5, 1.0])).tolist() == [1, 0, 1]
     task.check_outputs(logits)
     task.check_labels(labels, 2)
 

@@ -240,10 +240,20 @@ def test_the_least_likely_class_is_read_off_the_nearest_box_and_is_never_the_lab
     assert targets[0].tolist() == rows
 
 
-def test_with_one_class_no_other_is_least_likely():
+def test_random_targets_are_the_same_boxes_of_other_classes(task):
+    rows = [[0.0, 0, 9, 10, 0, 0], [20, 21, 30, 30, 2, 0], [0, 0, 9, 9, 2, 1], PADDING]
+    targets = task.random_targets(torch.tensor([rows, rows]), torch.tensor([0.2, 0.8]))
+    assert targets[..., 4].tolist() == [[1, 0, 2, -1], [2, 1, 2, -1]]  # crowd and padding stay
+    targets[..., 4] = torch.tensor(rows)[:, 4]
+    assert targets.tolist() == [rows, rows]
+
+
+def test_with_one_class_there_is_no_other_to_aim_at():
     answer, labels = random_case(k=1)
     with pytest.raises(ValueError, match="the only class is boot"):
         DetectionTask(["boot"]).least_likely(answer, labels)
+    with pytest.raises(ValueError, match="the only class is boot"):
+        DetectionTask(["boot"]).random_targets(labels, torch.full([len(labels)], 0.5))
 
 
 # Average precision

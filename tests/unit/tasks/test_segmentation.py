@@ -101,6 +101,12 @@ def test_the_least_likely_class_is_the_lowest_that_is_not_the_label_and_ignored_
     assert task.least_likely(LOGITS, labels).tolist() == [[[1, 1], [2, IGNORE]]]
 
 
+def test_random_targets_are_maps_of_other_classes_and_ignored_pixels_stay_so(task):
+    labels = torch.tensor([[[2, 0], [0, IGNORE]]] * 2)
+    targets = task.random_targets(labels, torch.tensor([0.2, 0.8]))
+    assert targets.tolist() == [[[0, 1], [1, IGNORE]], [[1, 2], [2, IGNORE]]]
+
+
 @pytest.mark.parametrize(("right", "wrong"), [(0, True), (10, True), (11, False), (100, False)])
 def test_an_image_is_wrong_once_at_most_a_tenth_of_its_pixels_is_right(task, right, wrong):
     labels = torch.zeros(1, 11, 10, dtype=torch.long)

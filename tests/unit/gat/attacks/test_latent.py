@@ -180,6 +180,28 @@ def test_the_least_likely_class_is_aimed_at_and_never_is_the_label(space, latent
     assert (outcome.success <= outcome.attacked).all()
 
 
+def test_random_wrong_classes_are_aimed_at_and_any_wrong_answer_counts(space, latents, model, labels):
+    attack = LatentAttack(goal="random")
+    outcome = attack.run(TASK, model, space, latents, labels)
+    assert (outcome.targets != labels).all()
+    assert set(((outcome.targets - labels) % 3).tolist()) == {1, 2}  # both others come up
+    assert torch.equal(outcome.success, model(outcome.images).argmax(1) != labels)
+    nearer = TASK.loss(model(outcome.images), outcome.targets)
+    assert (nearer < TASK.loss(model(outcome.start_images), outcome.targets))[outcome.iterations > 0].all()
+
+
+def test_what_is_aimed_at_at_random_is_the_examples_own(space, latents, model, labels):
+    attack, ids = LatentAttack(goal="random", stop_when_fooled=False), torch.arange(N) + 100
+    together = attack.run(TASK, model, space, latents, labels, ids=ids)
+    for rows in torch.arange(N).split(8):
+        part = {name: value[rows] for name, value in latents.items()}
+        alone = attack.run(TASK, model, space, part, labels[rows], ids=ids[rows])
+        assert torch.equal(alone.targets, together.targets[rows])
+        torch.testing.assert_close(alone.images, together.images[rows], rtol=0, atol=1e-5)
+    others = attack.run(TASK, model, space, latents, labels).targets  # of ids 0, 1, 2, ...
+    assert not torch.equal(others, together.targets)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, norm):
     eps = {"style/*": 0.5, "noise/*": 0.8, "noise/16/*": 0.1}

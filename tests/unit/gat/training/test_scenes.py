@@ -147,3 +147,20 @@ def test_random_latents_are_the_same_however_little_memory_there_is(tools):
     narrow = method.lesson(replace(tools, generator=frugal), scene_segmenter(), batch, 3)
     torch.testing.assert_close(narrow.images, whole.images)
     assert torch.equal(narrow.labels, whole.labels)
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_an_image_without_anything_to_aim_at_is_trained_on_all_the_same(tools, kind):
+    """Goal 'random': the other images aim at a wrong answer of their own, which the next step's starts draw anew."""
+    batch = batch_of(kind)
+    model = scene_segmenter()
+    if kind == "boxes":
+        easy = {"threshold": 2e-4, "min_score": 1e-4, "overlap": 1e-3}
+        tools = replace(tools, task=DetectionTask(tiny_scenes("boxes").classes, **easy))
+        model = SmallFCOSConfig(norm="group").build(len(tools.task.classes), 32)
+    batch.labels[0] = torch.tensor([0.0, 0, 0, 0, -1, 0]) if kind == "boxes" else 255
+    method = GAT(**{**ALL, "attack": LATENT.model_copy(update={"goal": "random"}), "oversample": 3.0})
+    lessons = [method.lesson(tools, model, batch, key) for key in (0, 1, 0)]
+    assert all(len(lesson.images) == 12 for lesson in lessons)
+    assert torch.equal(lessons[0].images, lessons[2].images)
+    assert not torch.equal(lessons[0].images[6:], lessons[1].images[6:])
