@@ -38,6 +38,7 @@ from straightforward_loop import Found, check_attack, lockstep, render_fused
 from torch import Tensor, nn
 
 from gat.attacks import Compute, LatentAttack
+from gat.cli.exit_codes import exit_code
 from gat.config import ConfigError, read_yaml
 from gat.latents import Images, Latents, Rows, split, take
 from gat.protocols import Renderer, Site
@@ -382,13 +383,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        task, classifiers, spaces, attack = open_run(args.run, args.checkpoint)
-        found = bench(
-            task, classifiers, spaces, attack, args.n, args.width, args.repeats, args.seed, args.precision
-        )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"bench_attack: {error}")
+    task, classifiers, spaces, attack = open_run(args.run, args.checkpoint)
+    found = bench(
+        task, classifiers, spaces, attack, args.n, args.width, args.repeats, args.seed, args.precision
+    )
     result = found | machine()
     if args.out:
         write_results(result, args.out)
@@ -396,4 +394,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("bench_attack.py", main))

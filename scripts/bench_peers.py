@@ -40,6 +40,7 @@ from torch.utils.data import default_collate
 
 from gat.attacks import PGD, Compute, ImageAttack
 from gat.cli.compose import ORIGINAL, RunConfig, open_run
+from gat.cli.exit_codes import exit_code
 from gat.cli.table import print_table
 from gat.config import load
 from gat.files import write_json
@@ -385,11 +386,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if min(args.n, args.width, args.repeats) < 1:
-        sys.exit("bench_peers: --n, --width and --repeats must be 1 at least")
-    try:
-        models, images, labels = prepare(args.run, args.trained, args.n, args.seed)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"bench_peers: {error}")
+        raise ValueError("--n, --width and --repeats must be 1 at least")
+    models, images, labels = prepare(args.run, args.trained, args.n, args.seed)
     facts = machine()
     settings = {
         "width": args.width,
@@ -417,4 +415,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("bench_peers.py", main))

@@ -27,6 +27,7 @@ from torch.utils.data import default_collate
 from gat.attacks import Compute, LatentAttack
 from gat.cli.compose import RunConfig
 from gat.cli.compose import open_run as compose_run
+from gat.cli.exit_codes import exit_code
 from gat.config import ConfigError, load
 from gat.latents import Images, Latents, split, take
 from gat.protocols import Task
@@ -262,15 +263,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        setting, models = open_setting(args.run, args.group, args.step_size, args.n, args.width)
-        result = bench(setting, models, args.repeats) | {"seeds": [0]} | machine()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"bench_scenes: {error}")
+    setting, models = open_setting(args.run, args.group, args.step_size, args.n, args.width)
+    result = bench(setting, models, args.repeats) | {"seeds": [0]} | machine()
     if args.out:
         write_results(result, args.out, setting.task.name)
     print(json.dumps(result, indent=1) if args.json else show(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("bench_scenes.py", main))

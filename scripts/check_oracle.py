@@ -13,6 +13,7 @@ tell apart, pullovers, coats and shirts, may be counted as one besides: `--alike
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ from tradeoff import validation_scenes
 
 from gat.attacks import LatentAttack, Outcome
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
+from gat.cli.exit_codes import exit_code
 from gat.config import load
 from gat.evaluation.judge import outputs
 from gat.latents import Latents
@@ -107,10 +109,10 @@ def opened(run: Run) -> tuple[GenerativeSpace, torch.nn.Module]:
     """The generator and the oracle of a run.
 
     Raises:
-        SystemExit: If it has not both.
+        ValueError: If it has not both.
     """
     if run.tools.generator is None or run.tools.oracle is None:
-        raise SystemExit("this needs a run with a generator and an oracle")
+        raise ValueError("this needs a run with a generator and an oracle")
     return run.tools.generator, run.tools.oracle
 
 
@@ -118,16 +120,16 @@ def draw(args: argparse.Namespace) -> None:
     run = open_run(load(RunConfig, [args.run / "config.yaml"], [f"out={args.run}"]))
     attack = run.config.evaluation.attacks.get("gat")
     if not isinstance(attack, LatentAttack):
-        raise SystemExit(f"{args.run} has no latent attack named gat in its evaluation")
+        raise ValueError(f"{args.run} has no latent attack named gat in its evaluation")
     if run.test_data.task == "detection":
-        raise SystemExit(f"{args.run} is of a detector; wanted a classifier's run or a segmenter's")
+        raise ValueError(f"{args.run} is of a detector; wanted a classifier's run or a segmenter's")
     of_scenes = run.test_data.task == "segmentation"
     columns, scale = (6, 4) if of_scenes else (10, 3)
     found = (fooled_spots if of_scenes else fooled_pictures)(run, args, attack)
     generator = torch.Generator().manual_seed(args.seed)
     num = len(found.labels)
     if not num:
-        raise SystemExit(f"the attack gat of {args.run} fools {args.model} nowhere; there is nothing to draw")
+        raise ValueError(f"the attack gat of {args.run} fools {args.model} nowhere; there is nothing to draw")
     attacked = torch.randperm(num, generator=generator)[: args.n]
     controls = torch.randperm(num, generator=generator)[: args.n // 4]
     images = torch.cat([found.images[attacked], found.start_images[controls]])
@@ -202,7 +204,7 @@ def score(args: argparse.Namespace) -> None:
     key = json.loads((args.sheets / "key.json").read_text())
     seen = args.labels.read_text().split()
     if len(seen) != len(key["images"]):
-        raise SystemExit(f"{args.labels} has {len(seen)} labels, the sheets have {len(key['images'])} images")
+        raise ValueError(f"{args.labels} has {len(seen)} labels, the sheets have {len(key['images'])} images")
     alike = " --alike " + " ".join(args.alike) if args.alike else ""
     result = {
         "command": f"python scripts/check_oracle.py score {args.sheets} {args.labels}{alike}",
@@ -273,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("check_oracle.py", main))

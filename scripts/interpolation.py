@@ -8,6 +8,7 @@ weights from the runs' `training/*/state.pt`, which hold both ends if `train.int
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tradeoff import pictures, scenes, write
 
 from gat.attacks import LatentAttack
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
+from gat.cli.exit_codes import exit_code
 from gat.cli.table import print_table
 from gat.config import load
 from gat.progress import progress
@@ -32,19 +34,19 @@ def both_ends(run: Run, name: str) -> tuple[nn.Module, nn.Module]:
     """The start and the trained weights of `name`.
 
     Raises:
-        SystemExit: if the run has not kept them.
+        ValueError: if the run has not kept them.
     """
     path = run.config.folder / "training" / name / "state.pt"
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; it is written by training {name}")
+        raise ValueError(f"{path} is missing; it is written by training {name}")
     state = torch.load(path, map_location="cpu", weights_only=True)
     settings = run.config.train
     if "start" not in state or settings.ema_decay or run.config.method.kept_branch is not None:
-        raise SystemExit(
+        raise ValueError(
             f"{path} does not hold both ends of an interpolation; that takes train.interpolate below 1, ema_decay 0 and shared batch norms"
         )
     if state["step"] < settings.steps:
-        raise SystemExit(f"{path} is at step {state['step']} of {settings.steps}; finish the run first")
+        raise ValueError(f"{path} is at step {state['step']} of {settings.steps}; finish the run first")
     ends = run.new_model(), run.new_model()
     for model, weights in zip(ends, (state["start"], state["model"]), strict=True):
         model.load_state_dict(weights)
@@ -145,17 +147,17 @@ def attack_of(run: Run, name: str, seed: int) -> LatentAttack:
     """The latent attack that the run is judged by.
 
     Raises:
-        SystemExit: if there is none of that name, or the run is judged on the latents of this seed.
+        ValueError: if there is none of that name, or the run is judged on the latents of this seed.
     """
     offered = {n: a for n, a in run.config.evaluation.attacks.items() if isinstance(a, LatentAttack)}
     if name not in offered or run.tools.generator is None:
-        raise SystemExit(
+        raise ValueError(
             f"{run.config.folder} has no latent attack {name}; on offer: {', '.join(offered) or 'none'}"
         )
     if seed == run.config.evaluation.seed:
-        raise SystemExit(f"--seed {seed}: {run.config.folder} is judged on these latents, take others")
+        raise ValueError(f"--seed {seed}: {run.config.folder} is judged on these latents, take others")
     return offered[name]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("interpolation.py", main))

@@ -15,6 +15,7 @@ than any that a generator was trained with.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gat.cli.exit_codes import exit_code
 from gat.latents import Latents
 from gat.protocols import Space
 from gat.training.loop import TrainSettings, train
@@ -188,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("judge_generator.py", main))

@@ -9,11 +9,13 @@ import argparse
 import gzip
 import hashlib
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from gat.cli.exit_codes import exit_code
 from tasks.datasets.fashion_mnist import CLASSES, DEBIAN_FOLDER, SUBSET_FOLDER, read_pair
 
 
@@ -59,4 +61,4 @@ def write_idx(path: Path, array: UInt8[np.ndarray, "..."]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("make_fashion_subset.py", main))

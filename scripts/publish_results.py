@@ -9,12 +9,14 @@ one of two models has right.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gat.cli.exit_codes import exit_code
 from gat.evaluation.records import Record, archive_records, read_records
 from gat.files import write_json, write_text
 from gat.report.statistics import BASELINE, by_cell, compare, mcnemar, summarize
@@ -36,12 +38,12 @@ def main() -> None:
     for run, config in zip(args.runs, shared, strict=True):
         different = [key for key in config if config[key] != shared[0].get(key)]
         if different:
-            raise SystemExit(
+            raise ValueError(
                 f"{run} differs from {args.runs[0]} in {', '.join(different)}; only the seed may"
             )
     seeds = [config["seed"] for config in configs]
     if len(set(seeds)) != len(seeds):
-        raise SystemExit(f"every run needs its own seed, got {seeds}")
+        raise ValueError(f"every run needs its own seed, got {seeds}")
 
     per_seed = [read_records(run / "records.jsonl") for run in args.runs]
     pooled = [record for records in per_seed for record in records]
@@ -139,4 +141,4 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("publish_results.py", main))

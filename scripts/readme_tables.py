@@ -9,10 +9,13 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the names are 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from gat.cli.exit_codes import exit_code
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -288,10 +291,10 @@ def main() -> None:
         before = path.read_text()
         after = fill(document, before, REPOSITORY / "results")
         if args.check and before != after:
-            raise SystemExit(f"{document} and results/ differ; run python scripts/readme_tables.py")
+            raise ValueError(f"{document} and results/ differ; run python scripts/readme_tables.py")
         if not args.check:
             path.write_text(after)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("readme_tables.py", main))

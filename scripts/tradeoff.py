@@ -23,6 +23,7 @@ from torch.utils.data import default_collate
 
 from gat.attacks import LatentAttack
 from gat.cli.compose import ORIGINAL, Run, RunConfig, open_run
+from gat.cli.exit_codes import exit_code
 from gat.cli.table import print_table
 from gat.config import load
 from gat.evaluation.judge import layout_agreement, outputs
@@ -122,7 +123,7 @@ def main() -> None:
         run.tools.generator.conditions if run.tools.generator and run.tools.oracle else None for run in opened
     }
     if len(conditions) > 1 or None in conditions:
-        raise SystemExit("this needs runs with a generator and an oracle, all of pictures or all of scenes")
+        raise ValueError("this needs runs with a generator and an oracle, all of pictures or all of scenes")
     of_scenes = conditions == {"layouts"}
     sizes: list[dict[str, Any]] = (
         [
@@ -176,4 +177,4 @@ def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("tradeoff.py", main))

@@ -35,13 +35,13 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.cli.exit_codes import exit_code
 from gat.config import ConfigError
 from gat.files import written_whole
 from gat.perceptual import Phi, distance, open_network
 from gat.processes import leave_together
 from gat.progress import progress
 from gat.training.batches import EndlessBatches
-from gat.training.loop import DivergedError
 from generators.spade.checkpoint import Checkpoint, write_safetensors
 from generators.spade.config import UNKNOWN, SPADEConfig
 from generators.spade.discriminator import (
@@ -424,7 +424,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ConfigError, DivergedError, FileNotFoundError) as error:
-        sys.exit(f"train_spade: {error}")
+    sys.exit(exit_code("train_spade.py", main))

@@ -28,12 +28,12 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from gat.attacks.frozen import frozen
+from gat.cli.exit_codes import exit_code
 from gat.config import ConfigError
 from gat.files import written_whole
 from gat.processes import leave_together
 from gat.progress import progress
 from gat.training.batches import EndlessBatches
-from gat.training.loop import DivergedError
 from generators.stylegan2.augment import AdaptiveProbability, augment
 from generators.stylegan2.checkpoints import Checkpoint, write_safetensors
 from generators.stylegan2.config import StyleGAN2Config
@@ -308,7 +308,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ConfigError, DivergedError, FileNotFoundError) as error:
-        sys.exit(f"train_stylegan2: {error}")
+    sys.exit(exit_code("train_stylegan2.py", main))

@@ -6,20 +6,17 @@ A command is a module of the same name beside this file with
     add_arguments(parser: argparse.ArgumentParser) -> None
     run(args: argparse.Namespace) -> int                      exit code
 
-It is imported when it is asked for, so that `gat --help` does not wait for torch.
-
-Exit codes: 0 done; 1 failed (a traceback follows unless the failure explains itself); 2 what was asked cannot be done, with
-one line on standard error that says why; 130 interrupted.
+It is imported when it is asked for, so that `gat --help` does not wait for torch. Exit codes: see `gat.cli.exit_codes`.
 """
 
 import argparse
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+
+from gat.cli.exit_codes import exit_code
 
 COMMANDS = {
     "train": "train a classifier on clean and adversarial images, then evaluate it and write the report",
@@ -43,60 +40,37 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
-        code = _main(list(sys.argv[1:] if argv is None else argv), prog)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _main(words: list[str], prog: str | None) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
-        print(f"gat {_version()}")
-        return 0
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in COMMANDS:
+        return exit_code("gat", lambda: _without_command(words))
     command, *rest = words
     prog = prog or f"gat {command}"
-    if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        print(f"gat: no command {command!r}; {hint}on offer: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    show_traceback = False
-    try:
+    args = argparse.Namespace(traceback=False)
+
+    def work() -> int:
         module = import_module(f"gat.cli.{command}")
         parser = argparse.ArgumentParser(
             prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(parser)
         parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-        args = parser.parse_intermixed_args(rest)
-        show_traceback = args.traceback
+        parser.parse_intermixed_args(rest, args)
         return int(module.run(args))
-    except SystemExit as stop:  # argparse has said why
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if isinstance(error, ImportError) and error.name:
-            raise  # not a reader that says what to install, but something broken
-        if show_traceback:
-            traceback.print_exc()
-        print(f"{prog}: {_one_line(error)}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+
+    return exit_code(prog, work, lambda: args.traceback)
 
 
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+def _without_command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"gat {_version()}")
+        return 0
+    near = get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    print(f"gat: no command {words[0]!r}; {hint}on offer: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
 
 
 def _overview() -> str:

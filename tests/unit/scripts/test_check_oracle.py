@@ -95,7 +95,7 @@ def test_without_fooled_pictures_there_is_nothing_to_draw(
 ) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG.replace("group: fine", "group: fine, max_steps: 0"))
     shutil.copy(ORACLE, tmp_path / "original.safetensors")
-    with pytest.raises(SystemExit, match="fools original nowhere"):
+    with pytest.raises(ValueError, match="fools original nowhere"):
         run(script, monkeypatch, "draw", tmp_path, "--n", 4, "--out", tmp_path / "sheets")
 
 
@@ -103,7 +103,7 @@ def test_a_label_too_few_is_refused(
     sheets: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.txt").write_text("1 2 3")
-    with pytest.raises(SystemExit, match="has 3 labels, the sheets have 10 images"):
+    with pytest.raises(ValueError, match="has 3 labels, the sheets have 10 images"):
         run(script, monkeypatch, "score", sheets, tmp_path / "labels.txt")
 
 
@@ -146,5 +146,5 @@ def test_a_detectors_run_is_refused(
             SCENES_ORACLE, "{name: small_fcos}", 1
         )
     )
-    with pytest.raises(SystemExit, match="wanted a classifier's run or a segmenter's"):
+    with pytest.raises(ValueError, match="wanted a classifier's run or a segmenter's"):
         run(script, monkeypatch, "draw", tmp_path, "--out", tmp_path / "sheets")

@@ -100,11 +100,11 @@ def test_what_has_no_curve_is_refused(script, monkeypatch, folder, tmp_path, cha
         (tmp_path / "training").unlink()
         (tmp_path / "training" / "original").mkdir(parents=True)
         torch.save(state, tmp_path / "training" / "original" / "state.pt")
-    with pytest.raises(SystemExit, match=says):
+    with pytest.raises(ValueError, match=says):
         measured(script, monkeypatch, tmp_path, *words)
 
 
 def test_a_run_that_was_not_trained_here_is_named(script, monkeypatch, folder, tmp_path):
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
-    with pytest.raises(SystemExit, match=r"state\.pt is missing"):
+    with pytest.raises(ValueError, match=r"state\.pt is missing"):
         measured(script, monkeypatch, tmp_path)

@@ -82,11 +82,11 @@ def test_pairs_are_of_the_same_picture_and_seed(script, monkeypatch, tmp_path):
 
 def test_runs_that_differ_in_more_than_the_seed_are_refused(script, monkeypatch, tmp_path):
     runs = run_of(tmp_path, 0), run_of(tmp_path, 1, width=16)
-    with pytest.raises(SystemExit, match=r"differs from .*tiny_0 in width; only the seed may"):
+    with pytest.raises(ValueError, match=r"differs from .*tiny_0 in width; only the seed may"):
         publish(script, monkeypatch, tmp_path / "tiny", *runs)
 
 
 def test_one_seed_does_not_count_twice(script, monkeypatch, tmp_path):
     run = run_of(tmp_path, 0)
-    with pytest.raises(SystemExit, match=r"needs its own seed, got \[0, 0\]"):
+    with pytest.raises(ValueError, match=r"needs its own seed, got \[0, 0\]"):
         publish(script, monkeypatch, tmp_path / "tiny", run, run)

@@ -65,5 +65,5 @@ def test_pictures_and_scenes_are_not_compared(script, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
     monkeypatch.setattr("sys.argv", ["tradeoff.py", str(tmp_path / "a"), str(tmp_path / "b")])
-    with pytest.raises(SystemExit, match="all of pictures or all of scenes"):
+    with pytest.raises(ValueError, match="all of pictures or all of scenes"):
         script.main()

@@ -168,5 +168,5 @@ def test_what_it_cannot_use_is_refused_by_name(
 def test_on_the_command_line_a_mistake_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *words(tmp_path, 1, dataset="lsun")]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.startswith("train_stylegan2: ")
+    assert result.returncode == 2 and result.stderr.startswith("train_stylegan2.py: ")
     assert "Traceback" not in result.stderr
