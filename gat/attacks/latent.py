@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gat.attacks.ascent import Move
+from gat.attacks.losses import contrast_of
 from gat.attacks.objective import AnyLoss
 from gat.attacks.run import Compute, DrawnGoal, Outcome, run_attack
 from gat.attacks.segpgd import weigh_pixels
@@ -40,6 +41,8 @@ class LatentAttack(Config):
             likely one or one drawn for every example; all three fool with any wrong answer, 'targeted' with the given one. Only
             'random' does not depend on the label, which a model under training can otherwise learn to read off the attack
             ("label leaking", Kurakin et al. 2017).
+        contrast: with a wrong answer to aim at, ascend the label's loss too, so that what the two have in common counts for nothing:
+            the boxes of a detector, which get better where only the loss of wrong classes in the same boxes is descended.
         pixels: for segmenters, how the pixels of an image share in its loss: all alike, as in the paper, or weighted as `SegPGD` and
             `CosPGD` do, which is about those that are still right. Then the best iterate is the one with the most wrong pixels.
         max_steps: iterations after which an example counts as robust; the paper trains on what 10 fool.
@@ -55,9 +58,19 @@ class LatentAttack(Config):
     eps: dict[str, float] = Field(default_factory=dict)
     norm: Norm = "linf"
     goal: DrawnGoal = "loss"
+    contrast: bool = False
     pixels: Literal["alike", "segpgd", "cospgd"] = "alike"
     max_steps: int = Field(10, ge=0)
     stop_when_fooled: bool = True
+
+    @model_validator(mode="after")
+    def _contrasts_two_answers(self) -> "LatentAttack":
+        if self.contrast and (self.goal == "loss" or self.pixels != "alike"):
+            raise ValueError(
+                f"contrast needs an answer to aim at and pixels alike: goal 'least_likely', 'random' or 'targeted'; "
+                f"got goal {self.goal!r} and pixels {self.pixels!r}"
+            )
+        return self
 
     @property
     def needs(self) -> Literal["generator"]:
@@ -80,7 +93,8 @@ class LatentAttack(Config):
         what = ",".join(self.sites) if self.sites else f"{self.move} {self.group}"
         sizes = " ".join(f"{glob}={size:g}" for glob, size in self.step_size.items())
         budget = " ".join(f"{glob}<={size:g}" for glob, size in self.eps.items()) or "no budget"
-        goal = self.goal if self.pixels == "alike" else f"{self.goal}, pixels as in {self.pixels}"
+        goal = f"{self.goal} against the label" if self.contrast else self.goal
+        goal = goal if self.pixels == "alike" else f"{goal}, pixels as in {self.pixels}"
         return f"{what}; {goal}; {self.norm} steps {sizes} ({self.unit}); {budget}; {self.max_steps} steps"
 
     def moved(self, space: Space) -> list[str]:
@@ -129,7 +143,7 @@ class LatentAttack(Config):
             ValueError: if pixels are to be weighted that the task does not label.
         """
         if self.pixels == "alike":
-            return steps, None
+            return steps, contrast_of(task) if self.contrast else None
         if task.name != "segmentation":
             raise ValueError(
                 f"pixels: {self.pixels} is for segmentation, not for {task.name}; on offer: alike"

@@ -37,6 +37,23 @@ def margin_of(task: Task) -> Loss | None:
     return loss
 
 
+def contrast_of(task: Task) -> Loss:
+    """How much more the model's answer is like the target than like the label: the difference of their losses. What label and target
+    share cancels. Of logits [b, k] it is the target's minus the label's.
+
+    Descending a target's loss alone also improves whatever the target has in common with the label, such as the boxes of objects.
+    """
+
+    def loss(outputs: Any, labels: Tensor, targets: Tensor | None) -> PerExample:
+        if targets is None:
+            raise ValueError(
+                "contrast needs an answer to aim at; take goal 'least_likely', 'random' or 'targeted'"
+            )
+        return task.loss(outputs, labels) - task.loss(outputs, targets)
+
+    return loss
+
+
 def _own(logits: Logits, classes: Tensor) -> PerExample:
     return logits.gather(1, classes[:, None]).squeeze(1)
 

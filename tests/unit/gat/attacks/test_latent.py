@@ -202,6 +202,32 @@ def test_what_is_aimed_at_at_random_is_the_examples_own(space, latents, model, l
     assert not torch.equal(others, together.targets)
 
 
+def test_against_the_label_is_up_the_difference_of_two_logits(space, latents, model, labels):
+    """Of a classifier: log-sum-exp, which both losses share, has cancelled."""
+    attack = LatentAttack(
+        goal="targeted", contrast=True, max_steps=1, step_size={"*": 0.004}, stop_when_fooled=False
+    )
+    targets = (labels + 1) % 3
+    leaves = {name: value.clone().requires_grad_() for name, value in latents.items()}
+    logits = model(space.freeze(latents, list(latents))(leaves, torch.arange(N)))
+    lead = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+    gradients = dict(zip(leaves, torch.autograd.grad(lead.sum(), list(leaves.values())), strict=True))
+    outcome = attack.run(TASK, model, space, latents, labels, targets=targets)
+    after = model(outcome.images)
+    up = (after.gather(1, targets[:, None]) - after.gather(1, labels[:, None])).squeeze(1) > lead.detach()
+    assert up.float().mean() > 0.9
+    for name, site in space.sites.items():
+        moves = (outcome.latents[name] - latents[name])[up] / (0.004 * site.scale)
+        clear = gradients[name][up].abs() > 1e-5  # rounding decides the sign of the others
+        torch.testing.assert_close(moves[clear], gradients[name][up].sign()[clear], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("others", [{"goal": "loss"}, {"goal": "least_likely", "pixels": "cospgd"}])
+def test_without_two_answers_or_with_weighted_pixels_there_is_no_contrast(others):
+    with pytest.raises(ValueError, match=f"contrast needs an answer to aim at.*got goal '{others['goal']}'"):
+        LatentAttack(contrast=True, **others)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_budgets_per_site_are_kept_in_float64(space, latents, model, labels, norm):
     eps = {"style/*": 0.5, "noise/*": 0.8, "noise/16/*": 0.1}

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from gat.attacks import PGD
+from gat.attacks.losses import contrast_of
 from tasks.detection import DetectionTask, DetectorOutputs, countable
 from tasks.models import MODELS, ModelConfig
 from tasks.models.small_fcos import FCOSOutputs, SmallFCOSConfig, assign, make_grid
@@ -180,6 +181,24 @@ def test_what_a_location_on_a_crowd_says_does_not_count():
     assert torch.equal(outputs.losses(labels), before)
     outputs.logits[~here] += 5
     assert outputs.losses(labels) > before + 1
+
+
+def test_against_the_label_only_classes_where_objects_are_count():
+    """Targets are the same boxes of other classes: descending their loss alone would improve boxes and centre-ness."""
+    task, labels = DetectionTask(("hat", "shoe", "bag")), random_labels()
+    targets = task.random_targets(labels, torch.rand(5, generator=torch.Generator().manual_seed(1)))
+    parts = [part.requires_grad_() for part in random_outputs()[:3]]
+    outputs = FCOSOutputs(*parts, grid())
+    logits, sides, quality = torch.autograd.grad(contrast_of(task)(outputs, labels, targets).sum(), parts)
+    assert sides.abs().max() < 1e-6 and quality.abs().max() < 1e-6
+    positive = assign(grid(), labels).positive
+    assert logits[~positive].abs().max() < 1e-6
+    owner = assign(grid(), labels).owner
+    for row, at in positive.nonzero().tolist():
+        own, other = (int(some[row, owner[row, at], 4]) for some in (labels, targets))
+        assert logits[row, at, own] < 0 < logits[row, at, other]
+    alone = torch.autograd.grad(-task.loss(FCOSOutputs(*parts, grid()), targets).sum(), parts)
+    assert alone[1].abs().max() > 1e-3 and alone[2].abs().max() > 1e-3
 
 
 def test_an_image_without_objects_asks_for_silence_and_its_gradients_are_finite():
