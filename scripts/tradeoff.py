@@ -111,6 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--group", nargs="+", default=["all"], choices=("coarse", "middle", "fine", "all"))
     parser.add_argument("--goal", nargs="+", default=["loss"], choices=("loss", "least_likely", "random"))
+    parser.add_argument("--contrast", action="store_true", help="goals that aim also ascend the label's loss")
     parser.add_argument(
         "--pixels", nargs="+", default=["alike"], choices=("alike", "segpgd", "cospgd"), help="for segmenters"
     )
@@ -134,7 +135,8 @@ def main() -> None:
         else [{"noise_step": noise, "style_step": style} for noise, style in product(args.noise, args.style)]
     )
     chosen = [
-        {"group": group, "goal": goal, **size} for group, goal, size in product(args.group, args.goal, sizes)
+        {"group": group, "goal": goal, "contrast": args.contrast and goal != "loss", **size}
+        for group, goal, size in product(args.group, args.goal, sizes)
     ]
     attacks = [attack_of(setting, of_scenes) for setting in chosen]
     measure = scenes if of_scenes else pictures
@@ -169,6 +171,7 @@ def attack_of(setting: dict[str, Any], of_scenes: bool) -> LatentAttack:
     return LatentAttack(
         group=setting["group"],
         goal=setting["goal"],
+        contrast=setting["contrast"],
         pixels=setting.get("pixels", "alike"),
         step_size=sizes,
         eps=budgets,

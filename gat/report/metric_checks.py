@@ -63,8 +63,9 @@ def _no_effect(metrics: Metrics) -> Iterator[Doubt]:
         elif after > before:
             yield Doubt(
                 "careful",
-                f"{where}: {changed}. A model that is better under attack may have learnt to read the attack, which is no robustness; "
-                "judge it by an attack with another goal.",
+                f"{where}: {changed}. A model that is better under attack may have learnt to read the attack, or the attack helps it "
+                "where it aims at what is partly right (wrong classes, but the boxes of the objects); neither is robustness. Judge it "
+                "by an attack with another goal, or one that aims with `contrast: true`.",
             )
 
 
