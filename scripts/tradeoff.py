@@ -6,13 +6,14 @@
 For a range of step sizes and budgets: what the latent attack leaves the undefended model (or, with --model, others) of one or more
 runs, and what their independent oracle still reads. Of pictures that is accuracy, and the share of successful images that show their
 label (among those whose starting image did). Of scenes it is the task's number for the whole set (pixel accuracy, average precision)
-at the last iteration, and the share of the layout's pixels that the oracle reads.
+at the last iteration, and the share of the layout's pixels that the oracle reads; of detectors also what the boxes alone are worth,
+since an attack that aims at wrong classes in the same boxes may improve them.
 """
 
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gat.evaluation.judge import layout_agreement, outputs
 from gat.files import write_json
 from gat.progress import progress
 from gat.report.statistics import proportion
+from tasks.detection import DetectionTask, average_precision
 
 
 def pictures(
@@ -76,11 +78,25 @@ def scenes(
             ("before", outcome.start_images, outcome.clean_predictions),
             ("after", outcome.images, outcome.predictions),
         ):
-            name, value = next(iter(task.metrics(task.evidence(answers, labels)).items()))
+            evidence = task.evidence(answers, labels)
+            name, value = next(iter(task.metrics(evidence).items()))
             row[f"{name}_{when}"] = round(value, 4)
+            if isinstance(task, DetectionTask):
+                row[f"{name}_of_boxes_{when}"] = round(average_precision(boxes_alone(evidence), 1)[name], 4)
             reads = layout_agreement(outputs(oracle, images, width), layouts)
             row[f"oracle_{when}"] = round(float(reads.mean()), 4)
         yield row | {"mean_change_of_pixels": round(float(change), 4)}
+
+
+def boxes_alone(evidence: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What `DetectionTask.evidence` gave, with all classes taken for one: how good the boxes are, whatever is said to be in them."""
+    return [
+        {
+            "boxes": [[*box[:4], 0, box[5]] for box in example["boxes"]],
+            "detections": [[*found[:5], 0] for found in example["detections"]],
+        }
+        for example in evidence
+    ]
 
 
 def validation_scenes(run: Run, n: int) -> dict[str, torch.Tensor]:

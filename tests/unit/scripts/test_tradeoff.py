@@ -9,6 +9,7 @@ import torch
 from gat.attacks import LatentAttack
 from gat.cli.compose import RunConfig, open_run
 from gat.config import load
+from tasks.detection import average_precision
 from tests.toys import SCENES_ORACLE
 
 CONFIG = f"""
@@ -57,6 +58,27 @@ def test_of_several_runs_every_setting_has_a_row_each(script, tmp_path, monkeypa
         rows[1]["pixel_accuracy_after"] < rows[0]["pixel_accuracy_after"] < rows[0]["pixel_accuracy_before"]
     )
     assert [row | {"run": "b"} for row in rows[:2]] == rows[2:]
+
+
+def test_boxes_alone_are_judged_without_their_classes(script):
+    boxes = [[0.0, 0, 10, 10, 2, 0], [20.0, 20, 40, 30, 1, 0]]
+    found = [[0.0, 0, 10, 10, 0.9, 1], [20.0, 20, 40, 30, 0.8, 0]]  # each in its place, of another class
+    evidence = [{"boxes": boxes, "detections": found}]
+    assert average_precision(evidence, 3)["ap"] == 0
+    assert average_precision(script.boxes_alone(evidence), 1)["ap"] == pytest.approx(1)
+
+
+def test_of_a_detector_the_boxes_are_judged_too(script, tmp_path):
+    model = "model: {name: small_fcos, widths: [8, 8, 8], blocks: [0, 1, 1], levels: 1, norm: group}"
+    text = CONFIG.replace("labels: masks", "labels: boxes").replace(f"model: {SCENES_ORACLE}", model)
+    (tmp_path / "config.yaml").write_text(text)
+    run = open_run(load(RunConfig, [tmp_path / "config.yaml"], [f"out={tmp_path}"]))
+    setting = {"group": "fine", "goal": "least_likely", "contrast": True, "step": 0.05, "budget": 0.05}
+    attack = script.attack_of(setting, True)
+    assert attack.contrast and attack.eps == {"gamma/*": 0.05, "beta/*": 0.05}
+    row = next(script.scenes(run, run.new_model(), [attack], n=3, seed=1))
+    assert {"ap_before", "ap_of_boxes_before", "ap_after", "ap_of_boxes_after"} <= row.keys()
+    assert all(0 <= row[name] <= 1 for name in row if name.startswith("ap_"))
 
 
 def test_pictures_and_scenes_are_not_compared(script, tmp_path, monkeypatch):
