@@ -38,8 +38,8 @@ class LatentAttack(Config):
         eps: budget by glob, largest distance from the start; sites that none matches are free, as in the paper.
         norm: of steps and budgets.
         goal: 'loss' ascends the label's loss; 'least_likely' (the paper's) and 'random' descend that of a wrong answer, the least
-            likely one or one drawn for every example; all three fool with any wrong answer, 'targeted' with the given one. Only
-            'random' does not depend on the label, which a model under training can otherwise learn to read off the attack
+            likely one or one drawn for every example; all three fool with any wrong answer, 'targeted' with the given one. Where
+            'random' aims does not depend on the label, which a model under training can otherwise learn to read off the attack
             ("label leaking", Kurakin et al. 2017).
         contrast: with a wrong answer to aim at, ascend the label's loss too, so that what the two have in common counts for nothing:
             the boxes of a detector, which get better where only the loss of wrong classes in the same boxes is descended.

@@ -16,6 +16,7 @@ from gat.latents import Images, Latents, PerExample, Verdicts, split, take
 from gat.protocols import Renderer, Space, Task
 
 Goal = Literal["loss", "least_likely", "targeted"]
+# Of attacks that can also draw what they aim at.
 DrawnGoal = Literal["loss", "least_likely", "random", "targeted"]
 
 

@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Callable
 
 
-def exit_code(prog: str, work: Callable[[], int | None], show_traceback: Callable[[], bool] = bool) -> int:
+def exit_code(
+    prog: str, work: Callable[[], int | None], show_traceback: Callable[[], bool] = lambda: False
+) -> int:
     """Do the work, and say in one line why it could not be done.
 
     Args:
