@@ -233,7 +233,9 @@ def test_the_script_chooses_the_same_balanced_subset_twice(tmp_path, monkeypatch
     for out in ("one", "two"):
         arguments = [str(SCRIPT), "--full", str(tmp_path / "full"), "--out", str(tmp_path / out), *sizes]
         monkeypatch.setattr(sys, "argv", arguments)
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert done.value.code == 0
     for name in DIGESTS:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     images, labels = (
