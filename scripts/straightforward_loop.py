@@ -138,7 +138,8 @@ def lockstep(
 def check_attack(attack: LatentAttack) -> None:
     """Refuses, with a ValueError, what `lockstep` does not do."""
     beyond_it = (
-        attack.goal == "targeted",
+        attack.goal in ("targeted", "random"),
+        attack.contrast,
         attack.norm != "linf",
         attack.pixels != "alike",
         bool(attack.eps),

@@ -110,7 +110,10 @@ def test_flop_count_of_a_known_product(script: ModuleType) -> None:
     assert counter.total == 2 * (2 * 3 * 5 * 7)  # forward, and backward to one factor
 
 
-@pytest.mark.parametrize("change", [{"goal": "targeted"}, {"norm": "l2"}, {"eps": {"*": 1.0}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"goal": "targeted"}, {"goal": "random"}, {"contrast": True}, {"norm": "l2"}, {"eps": {"*": 1.0}}],
+)
 def test_attacks_that_the_straightforward_loop_does_not_do_are_refused(
     script: ModuleType,
     spaces: dict[torch.dtype, StyleGAN2Space],
