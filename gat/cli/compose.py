@@ -25,7 +25,7 @@ from gat.evaluation.plan import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.strips import StripSettings
 from gat.files import written_whole
 from gat.perceptual import add_network
-from gat.protocols import Task
+from gat.protocols import GenerativeSpace, Task
 from gat.training.loop import TrainSettings
 from gat.training.methods import MethodConfig, Standard, Tools
 from generators import GeneratorConfig
@@ -49,6 +49,8 @@ class RunConfig(Config):
         name: of the run; its folder is `out` or runs/<name>.
         data: images and labels, which say what the task is.
         model: a classifier, segmenter or detector, as the data asks for. With `weights` it starts from those and `base` is skipped.
+        layouts: data whose layouts a generator of scenes draws in training, in place of those of `data`: a layout needs no photograph.
+            Its train split is read.
         generator: whose latents are moved; needed by the gat method and by attacks on latents.
         oracle: an independent, robust classifier that judges whether adversarial images still show their label; for scenes a
             segmenter that reads the layout off them. It is never attacked and never trained on. Give it `weights`.
@@ -65,6 +67,7 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     data: DatasetConfig = cast(Any, FashionMNISTConfig())
     model: ModelConfig = SmallResNetConfig()
+    layouts: DatasetConfig | None = None
     generator: GeneratorConfig | None = None
     oracle: ModelConfig | None = None
     base: TrainSettings = TrainSettings()
@@ -93,6 +96,7 @@ class Run:
     train_data: Dataset
     test_data: Dataset
     tools: Tools
+    layouts: SceneDataset | None = None
 
     def new_model(self) -> nn.Module:
         """A freshly built model; the same for the same seed."""
@@ -183,6 +187,7 @@ def open_run(config: RunConfig) -> Run:
                 f"generator {config.generator.name} draws scenes from layouts, and data {config.data.name} has none; "
                 "on offer for it: generator.name=stylegan2"
             )
+    layouts = None if config.layouts is None else _layouts(config.layouts, train_data, generator)
     oracle = None
     if config.oracle is not None:
         weights = getattr(config.oracle, "weights", None)
@@ -211,7 +216,35 @@ def open_run(config: RunConfig) -> Run:
     tools = Tools(task, generator, oracle, compute, identity)
     config.method.check(tools)
     config.train.check(config.method)
-    return Run(config, accelerator, train_data, test_data, tools)
+    return Run(config, accelerator, train_data, test_data, tools, layouts)
+
+
+def _layouts(config: DatasetConfig, train_data: Dataset, generator: GenerativeSpace | None) -> SceneDataset:
+    """The data whose layouts are drawn.
+
+    Raises:
+        ConfigError: if nothing draws layouts, or these are not like those of the training data.
+    """
+    if generator is None or generator.conditions != "layouts":
+        raise ConfigError(
+            "layouts: only a generator of scenes draws from layouts; on offer: generator.name=spade"
+        )
+    data = config.build("train")
+    if not isinstance(data, SceneDataset) or not data.layout_classes:
+        raise ConfigError(f"layouts: data {config.name} has none")
+    for what, of in {
+        "task": lambda scenes: scenes.task,
+        "classes": lambda scenes: scenes.classes,
+        "layout classes": drawn_classes,
+        "images of size": lambda scenes: tuple(scenes[0]["images"].shape[-2:]),
+        "labels of shape": lambda scenes: tuple(scenes[0]["labels"].shape),
+    }.items():
+        wanted, found = of(train_data), of(data)
+        if wanted != found:
+            raise ConfigError(
+                f"layouts: {config.name} has {what} {found}, the training data {train_data.name} has {wanted}"
+            )
+    return data
 
 
 def drawn_classes(data: Dataset) -> tuple[str, ...]:
@@ -267,7 +300,12 @@ def write_provenance(run: Run) -> None:
         "classes": list(run.train_data.classes),
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "trained_on": {ORIGINAL: [], config.method.name: list(config.method.trained_on())},
-        "data": {"name": run.train_data.name, "train": len(run.train_data), "test": len(run.test_data)},
+        "data": {
+            "name": run.train_data.name,
+            "train": len(run.train_data),
+            "test": len(run.test_data),
+            "layouts": None if run.layouts is None else len(run.layouts),
+        },
         "protocols": protocols(config.evaluation),
         "commit": _git_commit(),
         "python": platform.python_version(),

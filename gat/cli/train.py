@@ -78,6 +78,7 @@ def train_models(current: Run) -> None:
             folder,
             seed,
             stage=name,
+            drawn=current.layouts,
         )
         current.save_model(model, name)
 

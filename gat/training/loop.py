@@ -93,6 +93,7 @@ def train(
     folder: Path,
     seed: int = 0,
     stage: str = "train",
+    drawn: Examples | None = None,
 ) -> nn.Module:
     """Teach `model` in place and return it (or its running average, with `ema_decay`; on the way there from its start, with
     `interpolate`). Its architecture stays what it is.
@@ -104,6 +105,7 @@ def train(
         dataset: items {"images": [3, h, w] in [0, 1], "labels": int or tensor, "layouts": of scenes}.
         tools: task, generator, oracle.
         stage: name in the log.
+        drawn: items like those of `dataset`, which the method's generator draws in their place; their images are not used.
 
     Raises:
         DivergedError: when the loss is NaN or infinite.
@@ -131,6 +133,10 @@ def train(
     learner, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
     order = EndlessBatches(len(dataset), settings.batch_size, seed, step, rank, world)
     loader = iter(DataLoader(cast(Any, dataset), batch_sampler=order, num_workers=settings.num_workers))
+    others = None
+    if drawn is not None and (count := method.num_drawn(settings.batch_size)):
+        picks = EndlessBatches(len(drawn), count, seed, step, rank, world)
+        others = iter(DataLoader(cast(Any, drawn), batch_sampler=picks, num_workers=settings.num_workers))
     log = _Log(folder / "metrics.jsonl", accelerator, stage, step)
 
     with progress(f"training {stage}", total=settings.steps, done=step) as advance:
@@ -141,6 +147,8 @@ def train(
             keys = [i * world + rank for i in ahead]
             torch.manual_seed((seed * 1_000_003 + keys[0]) % 2**63)  # for dropout and the like
             batches = [_on(device, next(loader)) for _ in ahead]
+            if others is not None:
+                batches = [batch._replace(drawn=_on(device, next(others))) for batch in batches]
             if step == first_step:
                 _check_batch(tools.task, model, batches[0].images, batches[0].labels)
             for lesson in method.lessons(tools, model, batches, keys):
@@ -184,7 +192,8 @@ def interpolate(model: nn.Module, start: nn.Module, share: float) -> None:
 
 
 def _on(device: torch.device, batch: Mapping[str, Tensor]) -> Batch:
-    return Batch(**{part: batch[part].to(device) for part in Batch._fields if part in batch})
+    layouts = batch["layouts"].to(device) if "layouts" in batch else None
+    return Batch(batch["images"].to(device), batch["labels"].to(device), layouts)
 
 
 def _check_batch(task: Task, model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -40,24 +40,29 @@ class Batch(NamedTuple):
         images: [b, 3, h, w] in [0, 1].
         labels: whose first axis is the example.
         layouts: what a generator of scenes draws from, int64 [b, 2, h, w]; None where the data has none.
+        drawn: examples a generator draws like, instead of these; their own images are not used.
     """
 
     images: Images
     labels: Tensor
     layouts: Tensor | None = None
+    drawn: "Batch | None" = None
 
     def every(self, stride: int, start: int) -> "Batch":
         """Each `stride`-th example from `start` on."""
         layouts = None if self.layouts is None else self.layouts[start::stride]
-        return Batch(self.images[start::stride], self.labels[start::stride], layouts)
+        drawn = None if self.drawn is None else self.drawn.every(stride, start)
+        return Batch(self.images[start::stride], self.labels[start::stride], layouts, drawn)
 
     def draws(self, space: GenerativeSpace, count: int, key: int) -> tuple[Tensor, Tensor, Rows]:
-        """What `count` random examples like these are drawn from, what they will show, and their ids (on the CPU), which no other step
-        has.
+        """What `count` random examples like these, or like `drawn`, are drawn from, what they will show, and their ids (on the CPU),
+        which no other step has.
 
         Raises:
             ValueError: see `conditions`.
         """
+        if self.drawn is not None:
+            return self.drawn.draws(space, count, key)
         like = torch.arange(count, device=self.labels.device) % len(self.labels)
         return self.conditions(space)[like], self.labels[like], torch.arange(count) + key * count
 
@@ -213,6 +218,10 @@ class Method(Config):
     def steps_at_once(self) -> int:
         """How many steps' images are made before the first of them."""
         return 1
+
+    def num_drawn(self, num_clean: int) -> int:
+        """How many examples a generator draws per step, beside so many clean ones."""
+        return 0
 
     def trained_on(self) -> tuple[str, ...]:
         """Families and names of the attacks seen in training: what robustness to *unseen* attacks must leave out."""

@@ -83,6 +83,10 @@ class GAT(Method):
     def steps_at_once(self) -> int:
         return self.ahead
 
+    def num_drawn(self, num_clean: int) -> int:
+        per_start = self.attack.max_steps if self.train_on == "iterates" else 1
+        return max(math.ceil(round(self.oversample * num_clean) / max(per_start, 1)), 1)
+
     def trained_on(self) -> tuple[str, ...]:
         return seen(self.attack)
 
@@ -114,11 +118,7 @@ class GAT(Method):
         assert space is not None
 
         # 1. As many random starts as it takes, drawn like the examples of the clean batches.
-        per_start = self.attack.max_steps if self.train_on == "iterates" else 1
-        drawn = [
-            self._starts(space, batch, key, max(per_start, 1))
-            for batch, key in zip(batches, keys, strict=True)
-        ]
+        drawn = [self._starts(space, batch, key) for batch, key in zip(batches, keys, strict=True)]
         starts = _Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
 
         # 2. Fool the model as it is now.
@@ -133,16 +133,16 @@ class GAT(Method):
             for batch, hand in zip(batches, hands, strict=True)
         ]
 
-    def _starts(self, space: GenerativeSpace, batch: Batch, key: int, per_start: int) -> "_Starts":
+    def _starts(self, space: GenerativeSpace, batch: Batch, key: int) -> "_Starts":
         """Starts for as many images as the batch has."""
-        count = max(math.ceil(round(self.oversample * len(batch.images)) / per_start), 1)
+        count = self.num_drawn(len(batch.images))
         share = min(self.turns_per_step, count)
         turns = (key * self.turns_per_step + torch.arange(count) % share) % len(self.rotation)
         return _Starts(*batch.draws(space, count, key), turns)
 
     def _teach(self, tools: Tools, batch: Batch, found: "_Fooled", start_labels: Tensor) -> Lesson:
         """The lesson of one step from what was found for it; `found.rows` are of `start_labels`."""
-        images, labels, _ = batch
+        images, labels = batch.images, batch.labels
         usable = found.success if self.only_fooling else found.attacked
         facts: dict[str, Any] = {
             "fooled_share": float(found.success.float().sum() / max(len(found.success), 1)),

@@ -1,5 +1,6 @@
 """Several methods in one: in turn, or each on its share of every batch."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
@@ -51,6 +52,12 @@ class Mixed(Method):
     @property
     def kept_branch(self) -> Branch | None:
         return next((method.kept_branch for method in self.methods if method.kept_branch), None)
+
+    def num_drawn(self, num_clean: int) -> int:
+        if self.how == "in_turn":
+            return max(method.num_drawn(num_clean) for method in self.methods)
+        count = len(self.methods)
+        return count * max(method.num_drawn(math.ceil(num_clean / count)) for method in self.methods)
 
     def trained_on(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for method in self.methods for name in method.trained_on()))

@@ -33,6 +33,9 @@ class RandomLatents(Method):
     def needs_generator(self) -> bool:
         return True
 
+    def num_drawn(self, num_clean: int) -> int:
+        return max(round(self.oversample * num_clean), 1)
+
     def check(self, tools: Tools) -> None:
         if tools.generator is None:
             raise ValueError(f"{self.name} needs a generator; name one under `generator`")
@@ -42,8 +45,8 @@ class RandomLatents(Method):
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         space = tools.generator
         assert space is not None
-        images, labels, _ = batch
-        count = max(round(self.oversample * len(images)), 1)
+        images, labels = batch.images, batch.labels
+        count = self.num_drawn(len(images))
         conditions, meant, ids = batch.draws(space, count, key)
 
         # The oracle and the model as it is now say which ones will do.
