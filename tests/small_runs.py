@@ -30,7 +30,8 @@ def run(
     """Train a new model; `start` seeds its weights."""
     data, tools = options.get("data") or Blobs(), options.get("tools") or Tools(TASK)
     model = conv_classifier(seed=options.get("start", 0))
-    return train(model, data, method or Standard(), tools, settings, accelerator, folder, seed)
+    drawn = options.get("drawn")
+    return train(model, data, method or Standard(), tools, settings, accelerator, folder, seed, drawn=drawn)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -63,6 +64,9 @@ class Until(Method):
     @property
     def steps_at_once(self) -> int:
         return self.method.steps_at_once
+
+    def num_drawn(self, num_clean: int) -> int:
+        return self.method.num_drawn(num_clean)
 
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
         raise AssertionError("not asked for")

@@ -16,6 +16,7 @@ STEPS = "{gamma/*: 0.05, beta/*: 0.05}"
 RUN = f"""
 data: {{name: fashion_scenes, labels: LABELS, num_train: 16, num_test: 6}}
 model: MODEL
+layouts: {{name: fashion_scenes, labels: LABELS, num_train: 24}}
 generator: {{name: spade}}
 oracle: {SCENES_ORACLE}
 base: {{steps: 20, batch_size: 8, lr: 1.0e-2, warmup_steps: 2, log_every: 1, save_every: 2}}
@@ -69,6 +70,8 @@ def test_training_ends_with_a_page_of_both_models(run):
     found = json.loads((run / "metrics.json").read_text())
     assert found["task"] == json.loads((run / "provenance.json").read_text())["task"]
     assert len(found["rows"]) == 8
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["data"]["train"] == 16 and provenance["data"]["layouts"] == 24
     page = (run / "report.html").read_text()
     assert {"segmentation": "Pixel accuracy", "detection": "Average precision"}[found["task"]] in page
     assert page.count("data:image/png;base64,") > 4
@@ -109,6 +112,19 @@ def test_evaluating_again_repeats_nothing_and_takes_other_attacks(run, capsys):
         (["generator={name: stylegan2}"], "draws"),
         (["oracle.name=small_convnet"], "oracle"),
         (["label_smoothing=0.1"], "label_smoothing is for classification"),
+        (
+            ["layouts.labels=boxes"],
+            "layouts: fashion_scenes has task detection, the training data fashion_scenes has segmentation",
+        ),
+        (
+            ["layouts.image_size=32"],
+            "has images of size (32, 32), the training data fashion_scenes has (64, 64)",
+        ),
+        (["layouts={name: fashion_mnist}"], "layouts: data fashion_mnist has none"),
+        (
+            ["generator=null", "method={name: standard}"],
+            "layouts: only a generator of scenes draws from layouts",
+        ),
         (["data.image_size=32"], "the generator draws images of 64x64 px, but the data has 32x32 px"),
     ],
 )

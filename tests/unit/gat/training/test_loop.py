@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from gat.training.batches import EndlessBatches
 from gat.training.loop import TrainSettings, train
 from gat.training.methods import GAT, TRADES, Batch, Lesson, Method, Standard, Tools
 from tasks.classification import ClassificationTask
@@ -115,6 +117,35 @@ def test_images_made_at_once_are_of_the_model_before_the_first_of_their_steps(tm
         run(tmp_path, accelerator, settings, method, data=data, tools=tools)
     assert [keys for keys, _ in seen] == [[0, 1, 2], [3], [4, 5], [6, 7]]
     assert len({weights for _, weights in seen}) == 4
+
+
+def test_what_is_drawn_comes_in_an_order_of_its_own_and_only_if_somebody_draws(tmp_path, accelerator):
+    seen: list[tuple[int, list[int]]] = []
+
+    class Drawing(Standard):
+        def num_drawn(self, num_clean: int) -> int:
+            return num_clean // 2
+
+        def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
+            assert batch.drawn is not None
+            seen.append((len(batch.images), batch.drawn.labels.tolist()))
+            return super().lesson(tools, model, batch, key)
+
+    class Numbered(Blobs):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {**super().__getitem__(index), "labels": index}
+
+    class NeverRead(Blobs):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            raise AssertionError
+
+    settings = TrainSettings(steps=3, **QUICK)
+    drawing = run(tmp_path / "drawing", accelerator, settings, Drawing(), drawn=Numbered(n=12))
+    order = EndlessBatches(12, 4, seed=0)
+    assert seen == [(8, rows) for rows in islice(order, 3)]
+    assert sorted(row for _, rows in seen for row in rows) == list(range(12))
+    plain = run(tmp_path / "plain", accelerator, settings, drawn=NeverRead())
+    assert_equal(drawing, plain)
 
 
 def test_smooth_labels_are_for_training(tmp_path, accelerator):

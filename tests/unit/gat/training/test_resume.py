@@ -1,6 +1,7 @@
 """A run that was killed, or went wrong, goes on from what it saved and ends as one that was not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,14 +43,16 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(tmp_path, accelerator, 
 
 
 def killed_and_whole(
-    folder: Path, accelerator: Accelerator, method: Method, tools: Tools
+    folder: Path, accelerator: Accelerator, method: Method, tools: Tools, drawn: Any = None
 ) -> tuple[nn.Module, nn.Module]:
     """The model of a run that was killed and went on, and that of one that was not."""
     settings = TrainSettings(steps=4, lr=0.01, batch_size=4, warmup_steps=1, log_every=1, save_every=2)
 
     def go(name: str, method: Method, start: int) -> nn.Module:
         data = Blobs(n=12, side=16)
-        return run(folder / name, accelerator, settings, method, data=data, tools=tools, start=start)
+        return run(
+            folder / name, accelerator, settings, method, data=data, tools=tools, start=start, drawn=drawn
+        )
 
     whole = go("whole", method, 0)
     with pytest.raises(Killed):
@@ -79,6 +82,17 @@ def test_so_does_one_of_gat_with_its_options(tmp_path, accelerator, tools, optio
     killed, whole = killed_and_whole(tmp_path, accelerator, method, tools)
     assert_equal(killed, whole)
     assert all("fooled_share" in row for row in rows(tmp_path / "whole"))
+
+
+def test_so_does_one_that_draws_other_examples_than_it_learns_from(tmp_path, accelerator, tools):
+    attack = LatentAttack(step_size={"style/*": 0.2, "noise/*": 1.0}, max_steps=3)
+    method = GAT(attack=attack, rotation=(("fine", "noise"), ("all", "both")))
+    others = Blobs(n=9, side=16)
+    killed, whole = killed_and_whole(tmp_path, accelerator, method, tools, others)
+    assert_equal(killed, whole)
+    _, usual = killed_and_whole(tmp_path / "usual", accelerator, method, tools)
+    with pytest.raises(AssertionError, match="not bit-equal"):
+        assert_equal(whole, usual)
 
 
 def test_a_start_that_was_not_saved_is_missed(tmp_path, accelerator):

@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 
 from gat.attacks import LatentAttack
 from gat.training.method import Lesson
-from gat.training.methods import GAT, Batch, RandomLatents, Tools
+from gat.training.methods import GAT, Batch, Mixed, RandomLatents, Tools
 from generators.spade.space import SPADESpace
 from tasks.detection import DetectionTask
 from tasks.models.small_fcos import SmallFCOSConfig
@@ -130,6 +130,42 @@ def test_an_oracle_of_pixels_cannot_say_which_boxes_are_shown(tools):
     for method in (GAT(**ALL, oracle_filter=True), RandomLatents(oracle_filter=True)):
         with pytest.raises(ValueError, match="labels of detection are none; switch it off"):
             method.check(tools)
+
+
+METHODS = [GAT(**ALL), RandomLatents(oversample=1.0)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_layouts_of_other_scenes_are_drawn_beside_the_clean_images(tools, method):
+    batch, others = batch_of("masks"), batch_of("masks", 12)
+    others = others.every(2, 1)._replace(images=torch.full_like(batch.images, torch.nan))  # nobody looks
+    lesson = method.lesson(tools, scene_segmenter(), batch._replace(drawn=others), 2)
+    alone = method.lesson(tools, scene_segmenter(), others, 2)
+    assert torch.equal(lesson.images[:6], batch.images) and torch.equal(lesson.labels[:6], batch.labels)
+    assert len(lesson.images) > 6 and torch.equal(lesson.images[6:], alone.images[6:])
+    assert torch.equal(lesson.labels[6:], alone.labels[6:])
+    usual = method.lesson(tools, scene_segmenter(), batch, 2)
+    assert not torch.equal(lesson.labels[6 : 6 + 3], usual.labels[6 : 6 + 3])
+
+
+@pytest.mark.parametrize("method", [*METHODS, Mixed(methods=METHODS)], ids=lambda method: method.name)
+def test_a_method_draws_as_many_examples_as_it_says(tools, method):
+    batch, others = batch_of("masks"), batch_of("masks", 12)
+    wanted = method.num_drawn(6)
+    seen: list[torch.Tensor] = []
+
+    class Watched(SPADESpace):
+        def sample(self, conditions, ids, seed):
+            seen.append(conditions)
+            return super().sample(conditions, ids, seed)
+
+    space = tools.generator
+    watched = replace(tools, generator=Watched(space.generator, space.classes))
+    drawn = Batch(*(part[:wanted] for part in others[:3]))
+    method.lesson(watched, scene_segmenter(), batch._replace(drawn=drawn), 0)
+    rows = torch.cat(seen).flatten(1).tolist()
+    assert len(rows) == len({tuple(row) for row in rows}) <= wanted
+    assert isinstance(method, Mixed) or len(rows) == wanted
 
 
 def test_scenes_without_layouts_are_refused(tools):
