@@ -1,7 +1,7 @@
 """A tiny training run, and a method that is killed in the middle of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,11 @@ class Until(Method):
 
     def lessons(
         self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
-    ) -> list[Lesson]:
-        if self.step in keys and self.damage is None:
-            raise Killed
-        lessons = self.method.lessons(tools, model, batches, keys)
-        return [
-            replace(lesson, images=self.damage(lesson.images)) if key >= self.step else lesson
-            for key, lesson in zip(keys, lessons, strict=True)
-        ]
+    ) -> Iterator[Lesson]:
+        for key, lesson in zip(keys, self.method.lessons(tools, model, batches, keys), strict=True):
+            if key == self.step and self.damage is None:
+                raise Killed
+            yield replace(lesson, images=self.damage(lesson.images)) if key >= self.step else lesson
 
 
 def until(method: Method, step: int, damage: Any = None) -> Until:

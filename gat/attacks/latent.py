@@ -158,6 +158,22 @@ class LatentAttack(Config):
         """
         return space.max_width(self.moved(space)) if isinstance(space, MeasuredSpace) else None
 
+    def compute(self, space: Space, wanted: Compute | None = None) -> Compute:
+        """What is wanted, but no wider than `max_width`.
+
+        Raises:
+            ValueError: see `max_width`.
+        """
+        wanted, limit = wanted or Compute(), self.max_width(space)
+        return wanted if limit is None else replace(wanted, width=min(wanted.width, limit))
+
+    def drawn_targets(self, task: Task, labels: Tensor, ids: Rows | None = None) -> Tensor | None:
+        """What goal 'random' aims at, by `ids`, or else by the position in the batch; None for other goals."""
+        if self.goal != "random":
+            return None
+        ids = torch.arange(len(labels)) if ids is None else ids
+        return task.random_targets(labels, seeded_uniform(0, ids, (), "target").to(labels.device))
+
     def run(
         self,
         task: Task,
@@ -176,13 +192,8 @@ class LatentAttack(Config):
         Args:
             ids: of the examples, for goal 'random': what they draw depends on them. None: the positions in the batch.
         """
-        moved, limit = self.moved(space), self.max_width(space)
-        compute = compute or Compute()
-        if limit is not None:
-            compute = replace(compute, width=min(compute.width, limit))
-        if self.goal == "random":
-            ids = torch.arange(len(labels)) if ids is None else ids
-            targets = task.random_targets(labels, seeded_uniform(0, ids, (), "target").to(labels.device))
+        moved, compute = self.moved(space), self.compute(space, compute)
+        targets = self.drawn_targets(task, labels, ids) if self.goal == "random" else targets
         move, loss = self.guide(task, self.steps(space, moved), labels)
         return run_attack(
             task, model, space, latents, labels, move, moved, self.max_steps,

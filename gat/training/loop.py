@@ -71,10 +71,10 @@ class TrainSettings(Config):
         )
 
     def check(self, method: Method) -> None:
-        """Raises ValueError if a checkpoint would fall between steps whose images the method makes at once."""
+        """Raises ValueError if a checkpoint would fall between steps that the method cannot be resumed between."""
         if self.save_every % method.steps_at_once:
             raise ValueError(
-                f"{method.name} makes the images of {method.steps_at_once} steps at once and can only be resumed behind them; "
+                f"{method.name} attacks the same images for {method.steps_at_once} steps and can only be resumed behind them; "
                 f"choose a multiple of that as save_every, got {self.save_every}"
             )
 
@@ -141,12 +141,12 @@ def train(
 
     with progress(f"training {stage}", total=settings.steps, done=step) as advance:
         while step < settings.steps:
-            # 1. Make the images of the next step, or the next few: clean ones, and what fools the model as it is now.
+            # 1. Make the images of the next step, or the next few in turn: clean ones, and what fools the model as it is by then.
             at_once = method.steps_at_once
-            ahead = range(step, min(step - step % at_once + at_once, settings.steps))
-            keys = [i * world + rank for i in ahead]
+            together = range(step, min(step - step % at_once + at_once, settings.steps))
+            keys = [i * world + rank for i in together]
             torch.manual_seed((seed * 1_000_003 + keys[0]) % 2**63)  # for dropout and the like
-            batches = [_on(device, next(loader)) for _ in ahead]
+            batches = [_on(device, next(loader)) for _ in together]
             if others is not None:
                 batches = [batch._replace(drawn=_on(device, next(others))) for batch in batches]
             if step == first_step:

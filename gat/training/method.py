@@ -1,7 +1,7 @@
 """What a training method is: a function from the model as it is now and one clean batch to the images of one step."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -216,7 +216,7 @@ class Method(Config):
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps' images are made before the first of them."""
+        """How many steps' images belong together: a run can be resumed only behind the last of them."""
         return 1
 
     def num_drawn(self, num_clean: int) -> int:
@@ -236,9 +236,10 @@ class Method(Config):
 
     def lessons(
         self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
-    ) -> list[Lesson]:
-        """The images of the next steps, as many as there are batches: `steps_at_once`, or fewer at the end of training."""
-        return [self.lesson(tools, model, batch, key) for batch, key in zip(batches, keys, strict=True)]
+    ) -> Iterable[Lesson]:
+        """The images of the next steps, as many as there are batches: `steps_at_once`, or fewer at the end of training. Between two of
+        them the model learns, so an iterator meets it as it is by then."""
+        return (self.lesson(tools, model, batch, key) for batch, key in zip(batches, keys, strict=True))
 
 
 def check_oracle(tools: Tools) -> None:

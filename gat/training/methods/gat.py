@@ -1,15 +1,17 @@
 """Generative adversarial training, the method this project is named after."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gat.attacks import LatentAttack, Outcome
+from gat.attacks.pursuit import Pursuit
 from gat.latents import Images, PerExample, Rows, Verdicts, seeded_uniform
 from gat.protocols import GenerativeSpace
 from gat.training.batch_norm import Branch, routed
@@ -35,8 +37,10 @@ class GAT(Method):
             reads otherwise.
         train_on: the attack's 'final' image, a random one of its 'trajectory', or all its 'iterates' (the paper's way for scenes:
             "the first 10" of each starting image), which takes that many fewer starts. The start is never among them.
-        ahead: steps whose images are made at once, before the first of them, which makes the attack's passes that much wider. With
-            `train_on` 'iterates' every step's images then come from more starts, as each start's are dealt to all of them.
+        in_step: of 'iterates', let attack and training go in step: every training step takes all starts one iteration further, against
+            the model as it is by then, and trains on them; after `attack.max_steps` of them there are new starts. A batch's images
+            then come from as many starts as it has images, instead of a tenth, and the attack's passes are that much wider; but
+            the model has learnt from an image's earlier iterates, as in "free" adversarial training (Shafahi et al. 2019).
         weight: of an adversarial image's loss; a clean one's is 1.
         consistency: weight of the divergence of the answers before and after the attack (of logits: KL(before || after)), in
             TRADES' manner: attacked images shall be answered as they were. Their start images then go through the model too,
@@ -65,11 +69,26 @@ class GAT(Method):
     only_fooling: bool = True
     oracle_filter: bool = False
     train_on: Literal["final", "trajectory", "iterates"] = "final"
-    ahead: int = Field(1, ge=1)
+    in_step: bool = False
     weight: float = Field(1.0, ge=0)
     consistency: float = Field(0.0, ge=0)
     batch_norm: Literal["shared", "main", "auxiliary"] = "shared"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_go_in_step(self) -> "GAT":
+        unfit = {
+            "train_on": self.train_on != "iterates",
+            "only_fooling": self.only_fooling,
+            "attack.stop_when_fooled": self.attack.stop_when_fooled,
+            "attack.max_steps": self.attack.max_steps == 0,
+        }
+        if self.in_step and any(unfit.values()):
+            raise ValueError(
+                "in_step trains on all iterates, fooling or not: it needs train_on 'iterates', only_fooling off, "
+                f"attack.stop_when_fooled off and attack.max_steps above 0; change {', '.join(name for name in unfit if unfit[name])}"
+            )
+        return self
 
     @property
     def needs_generator(self) -> bool:
@@ -81,7 +100,7 @@ class GAT(Method):
 
     @property
     def steps_at_once(self) -> int:
-        return self.ahead
+        return self.attack.max_steps if self.in_step else 1
 
     def num_drawn(self, num_clean: int) -> int:
         per_start = self.attack.max_steps if self.train_on == "iterates" else 1
@@ -109,29 +128,70 @@ class GAT(Method):
             attack.moved(tools.generator)
 
     def lesson(self, tools: Tools, model: nn.Module, batch: Batch, key: int) -> Lesson:
-        return self.lessons(tools, model, [batch], [key])[0]
-
-    def lessons(
-        self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
-    ) -> list[Lesson]:
         space = tools.generator
         assert space is not None
 
-        # 1. As many random starts as it takes, drawn like the examples of the clean batches.
-        drawn = [self._starts(space, batch, key) for batch, key in zip(batches, keys, strict=True)]
-        starts = _Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+        # 1. As many random starts as it takes, drawn like the examples of the clean batch.
+        starts = self._starts(space, batch, key)
 
         # 2. Fool the model as it is now.
         found = self._fool(tools, model, space, starts)
 
-        # 3. Deal the images out.
-        shuffle = torch.Generator().manual_seed((self.seed * 1_000_003 + keys[0]) % 2**63)
-        shuffled = torch.randperm(len(found.rows), generator=shuffle).to(found.rows.device)
-        hands = [hand.sort().values for hand in shuffled.tensor_split(len(batches))]
-        return [
-            self._teach(tools, batch, found.take(hand), starts.labels)
-            for batch, hand in zip(batches, hands, strict=True)
+        # 3. Teach what will do.
+        usable = found.success if self.only_fooling else found.attacked
+        moved = _Moved(found.images, found.rows, found.start_images, usable)
+        return self._teach(tools, batch, moved, starts.labels, found.facts())
+
+    def lessons(
+        self, tools: Tools, model: nn.Module, batches: Sequence[Batch], keys: Sequence[int]
+    ) -> Iterator[Lesson]:
+        if not self.in_step:
+            yield from super().lessons(tools, model, batches, keys)
+            return
+        space = tools.generator
+        assert space is not None
+
+        # 1. Starts for as many images as one batch has, some drawn like the examples of each.
+        count = max(round(self.oversample * len(batches[0].images)), 1)
+        ends = [math.ceil(count * i / self.steps_at_once) for i in range(len(batches) + 1)]
+        drawn = [
+            self._starts(space, batch, key).first(end - begin)
+            for batch, key, (begin, end) in zip(batches, keys, pairwise(ends), strict=True)
         ]
+        starts = _Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+
+        with routed(model, 0):
+            pursuits = self._pursuits(tools, model, space, starts)
+        for batch in batches:
+            # 2. Take them all one iteration further, against the model as it is by now.
+            with routed(model, 0):
+                moved = [
+                    _Moved(pursuit.step(), rows, pursuit.start_images, pursuit.attacked)
+                    for pursuit, rows in pursuits
+                ]
+                facts = (
+                    {}
+                    if batch is not batches[-1]
+                    else {"score": float(torch.cat([pursuit.score() for pursuit, _ in pursuits]).mean())}
+                )
+
+            # 3. Teach what they have become.
+            yield self._teach(tools, batch, _in_order(moved), starts.labels, facts)
+
+    def _pursuits(
+        self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts"
+    ) -> list[tuple[Pursuit, Rows]]:
+        """The attacks of these starts, each with the rows it moves."""
+        attacks, pursuits = self.turns(), []
+        for turn in dict.fromkeys(starts.turns.tolist()):
+            rows = (starts.turns == turn).nonzero().squeeze(1)
+            here, ids = rows.to(starts.labels.device), starts.ids[rows]
+            latents = space.sample(starts.conditions[here], ids, self.seed)
+            pursuit = Pursuit(
+                attacks[turn], tools.task, model, space, latents, starts.labels[here], compute=tools.compute, ids=ids
+            )  # fmt: skip
+            pursuits.append((pursuit, here))
+        return pursuits
 
     def _starts(self, space: GenerativeSpace, batch: Batch, key: int) -> "_Starts":
         """Starts for as many images as the batch has."""
@@ -140,17 +200,11 @@ class GAT(Method):
         turns = (key * self.turns_per_step + torch.arange(count) % share) % len(self.rotation)
         return _Starts(*batch.draws(space, count, key), turns)
 
-    def _teach(self, tools: Tools, batch: Batch, found: "_Fooled", start_labels: Tensor) -> Lesson:
+    def _teach(
+        self, tools: Tools, batch: Batch, found: "_Moved", start_labels: Tensor, facts: dict[str, float]
+    ) -> Lesson:
         """The lesson of one step from what was found for it; `found.rows` are of `start_labels`."""
-        images, labels = batch.images, batch.labels
-        usable = found.success if self.only_fooling else found.attacked
-        facts: dict[str, Any] = {
-            "fooled_share": float(found.success.float().sum() / max(len(found.success), 1)),
-            "iterations": float(found.iterations[found.success].float().mean())
-            if found.success.any()
-            else 0.0,
-            "score": float(found.score.sum() / max(len(found.score), 1)),
-        }
+        images, labels, usable = batch.images, batch.labels, found.usable
         start_labels = start_labels[found.rows]
         shown_labels = start_labels
         if self.oracle_filter:
@@ -201,8 +255,7 @@ class GAT(Method):
             rows = (starts.turns == turn).nonzero().squeeze(1)
             for part in rows.split(attack.max_width(space) or len(rows)):
                 found.append(self._attack(attack, tools, model, space, starts, part))
-        everything = _Fooled(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-        return everything.take(everything.rows.argsort(stable=True))
+        return _in_order(found)
 
     def _attack(
         self,
@@ -255,9 +308,27 @@ class _Starts(NamedTuple):
     ids: Rows
     turns: Rows
 
+    def first(self, count: int) -> "_Starts":
+        """As many of them."""
+        return _Starts(*(part[:count] for part in self))
+
+
+class _Moved(NamedTuple):
+    """What has become of starts, a row for each of `images`, which are those to train on. Several may come from one start.
+
+    Attributes:
+        rows: which start.
+        usable: whether it is to be trained on.
+    """
+
+    images: Images
+    rows: Rows
+    start_images: Images
+    usable: Verdicts
+
 
 class _Fooled(NamedTuple):
-    """What the attacks did, a row for each of `images`, which are those to train on. Several may come from one start.
+    """What finished attacks did, a row for each of `images`, which are those to train on. Several may come from one start.
 
     Attributes:
         rows: which start.
@@ -272,9 +343,25 @@ class _Fooled(NamedTuple):
     iterations: Tensor
     score: PerExample
 
-    def take(self, rows: Rows) -> "_Fooled":
-        """These rows."""
-        return _Fooled(*(part[rows] for part in self))
+    def facts(self) -> dict[str, float]:
+        """For the log."""
+        fooled = self.success.any()
+        return {
+            "fooled_share": float(self.success.float().sum() / max(len(self.success), 1)),
+            "iterations": float(self.iterations[self.success].float().mean()) if fooled else 0.0,
+            "score": float(self.score.sum() / max(len(self.score), 1)),
+        }
+
+
+Found = TypeVar("Found", _Moved, _Fooled)
+
+
+def _in_order(parts: Sequence[Found]) -> Found:
+    """All of them, in the order of their starts."""
+    kind = type(parts[0])
+    everything = [torch.cat(column) for column in zip(*parts, strict=True)]
+    order = kind(*everything).rows.argsort(stable=True)
+    return kind(*(column[order] for column in everything))
 
 
 def _steps_taken(outcome: Outcome, attack: LatentAttack) -> Tensor:

@@ -42,7 +42,7 @@ class Mixed(Method):
                 "the methods keep different batch norms in the finished model; choose one of main, auxiliary"
             )
         if any(method.steps_at_once > 1 for method in self.methods):
-            raise ValueError("mixed methods make the images of one step at a time; set `ahead` to 1")
+            raise ValueError("mixed methods make the images of one step at a time; switch `in_step` off")
         return self
 
     @property

@@ -1,5 +1,8 @@
 """What generative adversarial training teaches, with each of its options."""
 
+import copy
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -287,29 +290,37 @@ def test_a_start_goes_through_the_model_once_however_many_images_it_became(tools
     assert lesson.pulls.tolist() == [0.0] * lesson.num_clean + [1.0] * len(after)
 
 
-@pytest.mark.parametrize("ahead", [2, 3, 10])
-def test_what_is_made_ahead_is_what_single_steps_make_dealt_to_all_of_them(tools, model, batch, ahead):
-    options: dict = {"rotation": ROTATION, "train_on": "iterates", "only_fooling": False}
-    options["attack"] = LatentAttack(max_steps=4, step_size={"*": 0.05}, stop_when_fooled=False)
-    batches = [Batch(batch[0].roll(i, 0), batch[1].roll(i, 0)) for i in range(ahead)]
-    keys = list(range(5, 5 + ahead))
-    alone = [GAT(**options).lesson(tools, model, one, key) for one, key in zip(batches, keys, strict=True)]
-    together = GAT(**options, ahead=ahead).lessons(tools, model, batches, keys)
+IN_STEP: dict = {
+    "rotation": ROTATION,
+    "train_on": "iterates",
+    "only_fooling": False,
+    "oversample": 1.0,
+    "attack": LatentAttack(max_steps=4, step_size={"*": 0.05}, stop_when_fooled=False),
+}
 
-    def pictures(lessons: list[Lesson]) -> Tensor:
-        """Of all lessons, with their labels, in an order of their own."""
-        rows = [
-            torch.cat([image.flatten(1), label[:, None]], 1) for image, label in map(adversarial, lessons)
-        ]
-        everything = torch.cat(rows)
-        return everything[everything[:, :-1].double().sum(1).argsort()]
 
+def pictures(lessons: Sequence[Lesson]) -> Tensor:
+    """Of all lessons, with their labels, in an order of their own."""
+    rows = [torch.cat([image.flatten(1), label[:, None]], 1) for image, label in map(adversarial, lessons)]
+    everything = torch.cat(rows)
+    return everything[everything[:, :-1].double().sum(1).argsort()]
+
+
+@pytest.mark.parametrize("count", [4, 3])
+def test_in_step_a_model_that_stands_still_is_taught_what_single_steps_teach(tools, model, batch, count):
+    """Every iterate of the same starts, of every turn of the rotation; but one of each at a time, instead of all of a few."""
+    batches = [Batch(batch[0].roll(i, 0), batch[1].roll(i, 0)) for i in range(count)]
+    keys = list(range(5, 5 + count))
+    attack = IN_STEP["attack"].model_copy(update={"max_steps": count})
+    options = {**IN_STEP, "attack": attack, "oversample": 2.0}
+    single = GAT(**options)
+    alone = [single.lesson(tools, model, one, key) for one, key in zip(batches, keys, strict=True)]
+    together = list(GAT(**options, in_step=True).lessons(tools, model, batches, keys))
     torch.testing.assert_close(pictures(together), pictures(alone), rtol=0, atol=1e-5)
     for lesson, one in zip(together, batches, strict=True):
-        assert torch.equal(lesson.images[: lesson.num_clean], one.images)
-        assert torch.equal(lesson.labels[: lesson.num_clean], one.labels)
-    sizes = [len(adversarial(lesson)[0]) for lesson in together]
-    assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(lesson.images[:N], one.images) and torch.equal(lesson.labels[:N], one.labels)
+        assert torch.equal(adversarial(lesson)[1], adversarial(together[0])[1])
+    assert [set(lesson.facts) >= {"score"} for lesson in together] == [False] * (count - 1) + [True]
 
     # Iterates of one start look alike: a step that draws from more starts has more different pictures.
     def spread(lessons: list[Lesson]) -> float:
@@ -317,6 +328,36 @@ def test_what_is_made_ahead_is_what_single_steps_make_dealt_to_all_of_them(tools
         return float(torch.stack([torch.cdist(some, some).median() for some in images if len(some)]).mean())
 
     assert spread(together) > spread(alone)
+
+
+def test_in_step_every_iteration_is_against_the_model_as_it_is_by_then(tools, model, batch):
+    def go(change: float) -> list[Lesson]:
+        learner, found = copy.deepcopy(model), []
+        batches = [Batch(*batch)] * 4
+        for lesson in GAT(**IN_STEP, in_step=True).lessons(tools, learner, batches, range(4)):
+            found.append(lesson)
+            assert learner.training
+            with torch.no_grad():
+                learner[-1].weight.mul_(change)
+        return found
+
+    still, turning = go(1.0), go(-1.0)
+    assert torch.equal(still[0].images, turning[0].images)
+    assert not torch.equal(still[1].images, turning[1].images)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train_on": "final"}, "change train_on$"),
+        ({"only_fooling": True}, "change only_fooling$"),
+        ({"attack": LatentAttack()}, "change attack.stop_when_fooled$"),
+        ({"attack": LatentAttack(stop_when_fooled=False, max_steps=0)}, "change attack.max_steps$"),
+    ],
+)
+def test_in_step_needs_attacks_of_one_length(change, says):
+    with pytest.raises(ValueError, match=says.replace("$", " ")):
+        GAT(**{**IN_STEP, **change}, in_step=True)
 
 
 def test_the_attack_goes_through_the_auxiliary_batch_norms(tools, model, batch):

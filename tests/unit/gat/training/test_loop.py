@@ -11,7 +11,7 @@ from torch import nn
 
 from gat.training.batches import EndlessBatches
 from gat.training.loop import TrainSettings, train
-from gat.training.methods import GAT, TRADES, Batch, Lesson, Method, Standard, Tools
+from gat.training.methods import TRADES, Batch, Lesson, Method, Standard, Tools
 from tasks.classification import ClassificationTask
 from tests.small_runs import QUICK, TASK, assert_equal, rows, run
 from tests.toys import CLASSES, Blobs, conv_classifier
@@ -101,22 +101,28 @@ def test_interpolated_weights_lie_between_the_start_and_the_trained(tmp_path, ac
             torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_images_made_at_once_are_of_the_model_before_the_first_of_their_steps(tmp_path, accelerator, tools):
+def test_steps_that_belong_together_meet_the_model_as_it_is_by_then(tmp_path, accelerator, tools):
     """Also behind a number of steps that they do not divide."""
     seen: list[tuple[list[int], bytes]] = []
 
-    class Watched(GAT):
-        def lessons(self, tools, model, batches, keys):
-            seen.append((list(keys), model[0].weight.detach().numpy().tobytes()))
-            return super().lessons(tools, model, batches, keys)
+    class Watched(Standard):
+        @property
+        def steps_at_once(self):
+            return 3
 
-    method = Watched(rotation=(("all", "both"),), ahead=3)
+        def lessons(self, tools, model, batches, keys):
+            for lesson in super().lessons(tools, model, batches, keys):
+                seen.append((list(keys), model[0].weight.detach().numpy().tobytes()))
+                yield lesson
+
+    method = Watched()
     data = Blobs(n=12, side=16)
     for steps in (4, 8):  # the second run goes on behind the first one's last step
         settings = TrainSettings(steps=steps, batch_size=4, lr=0.01, save_every=3)
         run(tmp_path, accelerator, settings, method, data=data, tools=tools)
-    assert [keys for keys, _ in seen] == [[0, 1, 2], [3], [4, 5], [6, 7]]
-    assert len({weights for _, weights in seen}) == 4
+    wanted = [[0, 1, 2], [3], [4, 5], [6, 7]]
+    assert [keys for keys, _ in seen] == [keys for keys in wanted for _ in keys]
+    assert len({weights for _, weights in seen}) == 8
 
 
 def test_what_is_drawn_comes_in_an_order_of_its_own_and_only_if_somebody_draws(tmp_path, accelerator):

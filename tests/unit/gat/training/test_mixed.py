@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gat.attacks import PGD
+from gat.attacks import PGD, LatentAttack
 from gat.training.method import seen
 from gat.training.methods import GAT, TRADES, AdversarialTraining, AdvProp, Batch, Mixed, Standard
 
@@ -79,6 +79,8 @@ def test_it_is_configured_by_names():
         Mixed.model_validate({"methods": [{"name": "mixed"}]})
 
 
-def test_what_makes_images_of_several_steps_at_once_is_not_mixed():
-    with pytest.raises(ValueError, match="one step at a time; set `ahead` to 1"):
-        Mixed(methods=(AT, GAT(ahead=2)))
+def test_what_attacks_the_same_images_for_several_steps_is_not_mixed():
+    attack = LatentAttack(stop_when_fooled=False)
+    in_step = GAT(attack=attack, train_on="iterates", only_fooling=False, in_step=True)
+    with pytest.raises(ValueError, match="one step at a time; switch `in_step` off"):
+        Mixed(methods=(AT, in_step))

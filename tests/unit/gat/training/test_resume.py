@@ -72,16 +72,18 @@ def test_whatever_the_method_a_killed_run_ends_bit_equal(tmp_path, accelerator, 
         {"train_on": "trajectory", "turns_per_step": 2},
         {"consistency": 1.0, "weight": 0.5},
         {"batch_norm": "auxiliary"},
-        {"train_on": "iterates", "ahead": 2, "only_fooling": False},
+        {"train_on": "iterates", "only_fooling": False},
+        {"train_on": "iterates", "only_fooling": False, "in_step": True},
     ],
     ids=lambda o: next(iter(o)),
 )
 def test_so_does_one_of_gat_with_its_options(tmp_path, accelerator, tools, options):
-    attack = LatentAttack(step_size={"style/*": 0.2, "noise/*": 1.0}, max_steps=3)
+    steps = {"max_steps": 2, "stop_when_fooled": False} if "in_step" in options else {"max_steps": 3}
+    attack = LatentAttack(step_size={"style/*": 0.2, "noise/*": 1.0}, **steps)
     method = GAT(attack=attack, rotation=(("fine", "noise"), ("all", "both")), **options)
     killed, whole = killed_and_whole(tmp_path, accelerator, method, tools)
     assert_equal(killed, whole)
-    assert all("fooled_share" in row for row in rows(tmp_path / "whole"))
+    assert all("adversarial_share" in row for row in rows(tmp_path / "whole"))
 
 
 def test_so_does_one_that_draws_other_examples_than_it_learns_from(tmp_path, accelerator, tools):
@@ -104,11 +106,13 @@ def test_a_start_that_was_not_saved_is_missed(tmp_path, accelerator):
         run(tmp_path, accelerator, settings.model_copy(update={"interpolate": 0.5}))
 
 
-def test_a_checkpoint_between_images_made_at_once_is_refused(tmp_path, accelerator, tools):
+def test_a_checkpoint_within_an_attack_in_step_is_refused(tmp_path, accelerator, tools):
+    attack = LatentAttack(stop_when_fooled=False, max_steps=4)
+    method = GAT(attack=attack, train_on="iterates", only_fooling=False, in_step=True)
     with pytest.raises(
-        ValueError, match=r"gat makes the images of 4 steps at once .* multiple of that as save_every, got 6"
+        ValueError, match=r"gat attacks the same images for 4 steps .* multiple of that as save_every, got 6"
     ):
-        run(tmp_path, accelerator, TrainSettings(steps=8, save_every=6), GAT(ahead=4), tools=tools)
+        run(tmp_path, accelerator, TrainSettings(steps=8, save_every=6), method, tools=tools)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path, accelerator):
