@@ -169,11 +169,9 @@ class GAT(Method):
                     _Moved(pursuit.step(), rows, pursuit.start_images, pursuit.attacked)
                     for pursuit, rows in pursuits
                 ]
-                facts = (
-                    {}
-                    if batch is not batches[-1]
-                    else {"score": float(torch.cat([pursuit.score() for pursuit, _ in pursuits]).mean())}
-                )
+                facts = {}
+                if batch is batches[-1]:
+                    facts["score"] = float(torch.cat([pursuit.score() for pursuit, _ in pursuits]).mean())
 
             # 3. Teach what they have become.
             yield self._teach(tools, batch, _in_order(moved), starts.labels, facts)
@@ -181,10 +179,19 @@ class GAT(Method):
     def _pursuits(
         self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts"
     ) -> list[tuple[Pursuit, Rows]]:
-        """The attacks of these starts, each with the rows it moves."""
+        """The attacks of these starts, each with the rows it moves.
+
+        Raises:
+            ValueError: if the generator's memory budget does not hold them all.
+        """
         attacks, pursuits = self.turns(), []
         for turn in dict.fromkeys(starts.turns.tolist()):
-            rows = (starts.turns == turn).nonzero().squeeze(1)
+            rows, limit = (starts.turns == turn).nonzero().squeeze(1), attacks[turn].max_width(space)
+            if limit is not None and len(rows) > limit:
+                raise ValueError(
+                    f"in_step holds all {len(rows)} starts of a batch until they are done, and the generator's memory budget "
+                    f"allows {limit}; raise generator.memory_budget_gib, lower train.batch_size or switch in_step off"
+                )
             here, ids = rows.to(starts.labels.device), starts.ids[rows]
             latents = space.sample(starts.conditions[here], ids, self.seed)
             pursuit = Pursuit(

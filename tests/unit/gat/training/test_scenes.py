@@ -132,6 +132,23 @@ def test_an_oracle_of_pixels_cannot_say_which_boxes_are_shown(tools):
             method.check(tools)
 
 
+def test_in_step_all_starts_must_fit_into_the_memory_budget(tools):
+    method, batch, space = GAT(**ALL, in_step=True), batch_of("masks"), tools.generator
+    moved = method.turns()[0].moved(space)
+
+    def lessons(images: int) -> list[Lesson]:
+        budget = space.memory_needed(moved, images) / 2**30
+        frugal = SPADESpace(space.generator, space.classes, memory_budget_gib=budget)
+        frugal_tools = replace(tools, generator=frugal)
+        return list(method.lessons(frugal_tools, scene_segmenter(), [batch] * 3, range(3)))
+
+    assert [len(lesson.images) for lesson in lessons(6)] == [12, 12, 12]
+    with pytest.raises(
+        ValueError, match=r"all 6 starts .* allows 4; raise generator.memory_budget_gib, lower"
+    ):
+        lessons(4)
+
+
 METHODS = [GAT(**ALL), RandomLatents(oversample=1.0)]
 
 
