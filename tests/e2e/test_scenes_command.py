@@ -46,7 +46,8 @@ SCENES = {
     "segmentation": RUN.replace("LABELS", "masks").replace(
         "MODEL", "{name: small_segnet, widths: [8, 16], blocks: [1, 1]}"
     ),
-    "detection": RUN.replace("LABELS", "boxes").replace("MODEL", "{name: small_fcos, widths: [8, 8, 16], blocks: [0, 1, 1], levels: 2}"),
+    "detection": RUN.replace("LABELS", "boxes").replace("MODEL", "{name: small_fcos, widths: [8, 8, 16], blocks: [0, 1, 1], levels: 2}")
+    .replace("train_on: iterates", "train_on: iterates\n  in_step: true").replace("save_every: 1}", "save_every: 2}"),
 }  # fmt: skip
 
 
