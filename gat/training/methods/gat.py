@@ -40,7 +40,8 @@ class GAT(Method):
         in_step: of 'iterates', let attack and training go in step: every training step takes all starts one iteration further, against
             the model as it is by then, and trains on them; after `attack.max_steps` of them there are new starts. A batch's images
             then come from as many starts as it has images, instead of a tenth, and the attack's passes are that much wider; but
-            the model has learnt from an image's earlier iterates, as in "free" adversarial training (Shafahi et al. 2019).
+            the model has learnt from an image's earlier iterates, as in "free" adversarial training (Shafahi et al. 2019), and so
+            the score in the log flatters it.
         weight: of an adversarial image's loss; a clean one's is 1.
         consistency: weight of the divergence of the answers before and after the attack (of logits: KL(before || after)), in
             TRADES' manner: attacked images shall be answered as they were. Their start images then go through the model too,
@@ -162,7 +163,7 @@ class GAT(Method):
 
         with routed(model, 0):
             pursuits = self._pursuits(tools, model, space, starts)
-        for batch in batches:
+        for iteration, batch in enumerate(batches, start=1):
             # 2. Take them all one iteration further, against the model as it is by now.
             with routed(model, 0):
                 moved = [
@@ -170,7 +171,7 @@ class GAT(Method):
                     for pursuit, rows in pursuits
                 ]
                 facts = {}
-                if batch is batches[-1]:
+                if iteration == len(batches):
                     facts["score"] = float(torch.cat([pursuit.score() for pursuit, _ in pursuits]).mean())
 
             # 3. Teach what they have become.
