@@ -26,7 +26,6 @@ class Pursuit:
     Attributes:
         attacked: right at the start. The others are moved, too.
         start_images: [b, 3, h, w] in [0, 1].
-        taken: steps so far.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Pursuit:
         )
         everyone = torch.arange(len(labels), device=labels.device)
         self._parts = [Slots.open(rows, everyone, home, home) for rows in everyone.split(self._compute.width)]
-        self.taken = 0
 
     @torch.no_grad()
     def step(self) -> Images:
@@ -77,7 +75,6 @@ class Pursuit:
                 slots.step(uphill, self._move, ~slots.finished, stay=False)
                 with mixed_precision(self._labels.device, self._compute.autocast):
                     images.append(self._renderer(slots.latents, slots.examples).float())
-        self.taken += 1
         return torch.cat(images)
 
     def score(self) -> PerExample:

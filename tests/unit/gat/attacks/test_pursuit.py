@@ -60,7 +60,6 @@ def test_against_a_model_that_stands_still_it_is_the_attack(scene, options):
     for wanted in outcome.trajectory[1:]:
         images = pursuit.step()
         torch.testing.assert_close(images[pursuit.attacked], wanted[pursuit.attacked])
-    assert pursuit.taken == 4
     with torch.no_grad():
         answers = scene.tools.task.predict(scene.model(images))
     torch.testing.assert_close(pursuit.score(), scene.tools.task.score(answers, scene.labels))
