@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gat.attacks import PGD, Combined, Compute, ImageAttack, LatentAttack, Recolor, Spatial, WorstOf
+from gat.attacks.objective import mixed_precision
 from gat.config import Config
 from gat.latents import Images, PerExample, Rows, Verdicts
 from gat.protocols import ComparableOutputs, GenerativeSpace, PartlyReadable, Task
@@ -255,14 +256,16 @@ def check_oracle(tools: Tools) -> None:
 
 @torch.no_grad()
 def read_by_oracle(tools: Tools, images: Images, labels: Tensor) -> tuple[Verdicts, Tensor]:
-    """Which images the oracle reads as labelled; and their labels without the parts, if they have any, that it reads otherwise.
+    """Which images the oracle reads as labelled; and their labels without the parts, if they have any, that it reads otherwise. It
+    looks in the attack's precision: what it is asked here is what to learn from, not how robust anything is.
 
     Raises:
         ValueError: without an oracle.
     """
     check_oracle(tools)
     assert tools.oracle is not None
-    answers = tools.oracle(images)
+    with mixed_precision(images.device, tools.compute.autocast):
+        answers = tools.oracle(images)
     reads = ~tools.task.wrong(answers, labels)
     return reads, tools.task.only_read(answers, labels) if isinstance(tools.task, PartlyReadable) else labels
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gat.attacks import LatentAttack
+from gat.attacks import Compute, LatentAttack
 from gat.training.batch_norm import split_batch_norms
 from gat.training.methods import GAT, Batch, Lesson, RandomLatents, Tools
 from generators.stylegan2.space import StyleGAN2Space
@@ -144,6 +144,19 @@ def test_the_oracle_leaves_out_what_it_reads_otherwise(space, model, batch):
     assert set(adversarial(plain)[1].tolist()) != {1}
     assert set(adversarial(lesson)[1].tolist()) == {1}
     assert 0 < lesson.facts["oracle_rejected_share"] < 1
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_what_to_learn_from_is_read_in_the_precision_of_the_attack(space, model, batch, dtype):
+    class Noting(Always):
+        def forward(self, images: Tensor) -> Tensor:
+            precisions.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().forward(images)
+
+    precisions: set[torch.dtype | None] = set()
+    tools = Tools(TASK, space, oracle=Noting(1).eval(), compute=Compute(autocast=dtype))
+    GAT(oracle_filter=True, rotation=(("all", "both"),)).lesson(tools, model, Batch(*batch), 0)
+    assert precisions == {dtype}
 
 
 def test_an_oracle_filter_without_an_oracle_is_refused(tools, model, batch):
