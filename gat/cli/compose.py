@@ -25,6 +25,7 @@ from gat.evaluation.plan import EvaluationSettings, fingerprint, protocols
 from gat.evaluation.strips import StripSettings
 from gat.files import written_whole
 from gat.perceptual import add_network
+from gat.processes import keep_freed_memory
 from gat.protocols import GenerativeSpace, Task
 from gat.training.loop import TrainSettings
 from gat.training.methods import MethodConfig, Standard, Tools
@@ -157,6 +158,8 @@ def open_run(config: RunConfig) -> Run:
         )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
         raise ConfigError("mixed_precision fp16 does nothing on a CPU; take bf16 or no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     accelerator.init_trackers(config.name)
 
     if config.model.task != config.data.task:

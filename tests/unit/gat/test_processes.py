@@ -1,6 +1,7 @@
-"""The end of a launch of several processes: an exit code of 0, whatever gloo's threads were still at."""
+"""How processes begin, with their memory kept, and how a launch of several ends: with exit code 0, whatever gloo's threads were at."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -51,3 +52,33 @@ def test_processes_that_share_tensors_to_the_end_leave_with_success(tmp_path: Pa
     (tmp_path / "two.py").write_text(SCRIPT)
     codes = [launch(tmp_path / "two.py") for _ in range(4)]
     assert codes == [[0, 0]] * 4
+
+
+PAGES = """
+import resource, sys, torch
+from gat.processes import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_freed_memory_is_used_again_unless_the_environment_says_how(chosen: dict[str, str]):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    output = subprocess.check_output([sys.executable, "-c", PAGES], env=plain | {"PYTHONPATH": "."} | chosen)
+    before, after = map(int, output.split())
+    assert before > 10_000 / 512  # pages of 64 MiB each time, be they large or small
+    if chosen:
+        assert after > before / 2
+    else:
+        assert after < before / 10
