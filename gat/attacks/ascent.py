@@ -45,8 +45,12 @@ def gradient(
     objective: Objective, latents: Latents, rows: Tensor, scale: float
 ) -> tuple[Latents, PerExample, Verdicts]:
     """Gradient of every example's own loss with respect to its own latents; nothing else is written anywhere. What is not a number
-    in it is zero, and infinity the largest number."""
-    leaves = {name: value.detach().requires_grad_() for name, value in latents.items()}
+    in it is zero, and infinity the largest number. Latents that already ask for gradients are taken as they are, so that the objective
+    may have rendered them before."""
+    leaves = {
+        name: value if value.requires_grad else value.detach().requires_grad_()
+        for name, value in latents.items()
+    }
     with torch.enable_grad():
         loss, fooled = objective(leaves, rows)
         total = (loss.float() * scale).sum()

@@ -9,7 +9,7 @@ from gat.attacks.latent import LatentAttack
 from gat.attacks.objective import TaskObjective, mixed_precision
 from gat.attacks.run import Compute, choose_targets, look
 from gat.latents import Images, Latents, PerExample, Rows, split
-from gat.protocols import Space, Task
+from gat.protocols import Renderer, Space, Task
 
 
 class Pursuit:
@@ -57,24 +57,28 @@ class Pursuit:
         self.start_images, self.attacked = before.images, ~before.wrong
         targets = choose_targets(before, labels, attack.goal, attack.drawn_targets(task, labels, ids))
         self._move, loss = attack.guide(task, attack.steps(space, moved), labels)
-        self._objective = TaskObjective(
-            task, model, self._renderer, labels, targets, autocast=self._compute.autocast, loss=loss
-        )
         everyone = torch.arange(len(labels), device=labels.device)
         self._parts = [Slots.open(rows, everyone, home, home) for rows in everyone.split(self._compute.width)]
+        self._ahead = [_Ahead(self._renderer) for _ in self._parts]
+        self._objectives = [
+            TaskObjective(task, model, renderer, labels, targets, autocast=self._compute.autocast, loss=loss)
+            for renderer in self._ahead
+        ]
 
     @torch.no_grad()
     def step(self) -> Images:
         """The images after one step more, [b, 3, h, w] in [0, 1], float32."""
         images = []
         with frozen(self._model):
-            for slots in self._parts:
+            for slots, objective, renderer in zip(self._parts, self._objectives, self._ahead, strict=True):
                 uphill, slots.loss, slots.fooled = gradient(
-                    self._objective, slots.latents, slots.examples, self._compute.gradient_scale
+                    objective, slots.latents, slots.examples, self._compute.gradient_scale
                 )
                 slots.step(uphill, self._move, ~slots.finished, stay=False)
-                with mixed_precision(self._labels.device, self._compute.autocast):
-                    images.append(self._renderer(slots.latents, slots.examples).float())
+                # What the model is shown now is where the next step begins: one rendering does for both.
+                slots.latents = {name: value.requires_grad_() for name, value in slots.latents.items()}
+                with torch.enable_grad(), mixed_precision(self._labels.device, self._compute.autocast):
+                    images.append(renderer.prepare(slots.latents, slots.examples).detach().float())
         return torch.cat(images)
 
     def score(self) -> PerExample:
@@ -85,3 +89,23 @@ class Pursuit:
         with frozen(self._model):
             now = look(self._task, self._model, self._renderer, latents, self._labels, self._compute.width)
         return self._task.score(now.predictions, self._labels)
+
+
+class _Ahead:
+    """A renderer that can render what it will be asked for next."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._next: tuple[Latents, Images] | None = None
+
+    def prepare(self, moved: Latents, rows: Rows) -> Images:
+        """The images, kept with their graph for one call with these very latents."""
+        images = self._renderer(moved, rows)
+        self._next = moved, images
+        return images
+
+    def __call__(self, moved: Latents, rows: Rows) -> Images:
+        prepared, self._next = self._next, None
+        if prepared is not None and all(moved[name] is value for name, value in prepared[0].items()):
+            return prepared[1]
+        return self._renderer(moved, rows)

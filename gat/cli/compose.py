@@ -200,7 +200,9 @@ def open_run(config: RunConfig) -> Run:
             weights = REPOSITORY / weights
         settings = config.oracle.model_copy(update={"weights": weights})
         oracle = settings.build(len(drawn_classes(train_data)), train_data[0]["images"].shape[-1])
-        oracle = oracle.to(accelerator.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        oracle = (
+            oracle.to(accelerator.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        )
         if settings.task == "classification":
             add_network("oracle", oracle)  # a network for perceptual attacks that is not the attacked one
     identity = hashlib.sha256(

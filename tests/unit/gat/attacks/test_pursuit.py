@@ -98,6 +98,33 @@ def test_the_model_is_left_as_found(scene):
     assert all(torch.equal(value, before[name]) for name, value in scene.model.state_dict().items())
 
 
+def test_what_the_model_learns_from_is_not_rendered_again_for_the_next_step(scene):
+    class Counting:
+        def __init__(self, renderer):
+            self.renderer, self.calls = renderer, 0
+
+        def __call__(self, moved, rows):
+            self.calls += 1
+            return self.renderer(moved, rows)
+
+    class CountingSpace:
+        def __getattr__(self, name):
+            return getattr(space, name)
+
+        def freeze(self, latents, moved):
+            self.renderer = Counting(space.freeze(latents, moved))
+            return self.renderer
+
+    space, plain = scene.tools.generator, scene.pursue(LATENT)
+    counting = CountingSpace()
+    scene.tools = replace(scene.tools, generator=counting)
+    pursuit = scene.pursue(LATENT)
+    before = counting.renderer.calls
+    for _ in range(3):
+        assert torch.equal(pursuit.step(), plain.step())
+    assert counting.renderer.calls - before == 1 + 3  # where the first step begins, and what each made
+
+
 def test_what_was_wrong_at_the_start_is_said_to_be(scene):
     scene.tools = replace(scene.tools, task=SegmentationTask(tiny_scenes().classes, fooled_at=0.99))
     assert not scene.pursue(LATENT).attacked.any()
