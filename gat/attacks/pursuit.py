@@ -58,19 +58,20 @@ class Pursuit:
         targets = choose_targets(before, labels, attack.goal, attack.drawn_targets(task, labels, ids))
         self._move, loss = attack.guide(task, attack.steps(space, moved), labels)
         everyone = torch.arange(len(labels), device=labels.device)
-        self._parts = [Slots.open(rows, everyone, home, home) for rows in everyone.split(self._compute.width)]
-        self._ahead = [_Ahead(self._renderer) for _ in self._parts]
-        self._objectives = [
-            TaskObjective(task, model, renderer, labels, targets, autocast=self._compute.autocast, loss=loss)
-            for renderer in self._ahead
-        ]
+        self._parts = []
+        for rows in everyone.split(self._compute.width):
+            ahead = _Ahead(self._renderer)
+            objective = TaskObjective(
+                task, model, ahead, labels, targets, autocast=self._compute.autocast, loss=loss
+            )
+            self._parts.append((Slots.open(rows, everyone, home, home), ahead, objective))
 
     @torch.no_grad()
     def step(self) -> Images:
         """The images after one step more, [b, 3, h, w] in [0, 1], float32."""
         images = []
         with frozen(self._model):
-            for slots, objective, renderer in zip(self._parts, self._objectives, self._ahead, strict=True):
+            for slots, ahead, objective in self._parts:
                 uphill, slots.loss, slots.fooled = gradient(
                     objective, slots.latents, slots.examples, self._compute.gradient_scale
                 )
@@ -78,13 +79,14 @@ class Pursuit:
                 # What the model is shown now is where the next step begins: one rendering does for both.
                 slots.latents = {name: value.requires_grad_() for name, value in slots.latents.items()}
                 with torch.enable_grad(), mixed_precision(self._labels.device, self._compute.autocast):
-                    images.append(renderer.prepare(slots.latents, slots.examples).detach().float())
+                    images.append(ahead.prepare(slots.latents, slots.examples).detach().float())
         return torch.cat(images)
 
     def score(self) -> PerExample:
         """The task's score of the model as it is, on the images as they are, in float32."""
         latents = {
-            name: torch.cat([part.latents[name] for part in self._parts]) for name in self._parts[0].latents
+            name: torch.cat([slots.latents[name] for slots, _, _ in self._parts])
+            for name in self._parts[0][0].latents
         }
         with frozen(self._model):
             now = look(self._task, self._model, self._renderer, latents, self._labels, self._compute.width)
