@@ -123,13 +123,12 @@ def table1_others(results: Path) -> str:
     found = _read(results, "table1")
     rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
     titles = {
-        "gat": "GAT, as above (0.13; 0.02)",
+        "gat": "GAT, as above (0.09; 0.02)",
         "gat-start": "renderings, not attacked",
-        "gat-large": "GAT, further away (0.2; 0.06)",
-        "gat-cospgd": "GAT, pixels weighted as in CosPGD (0.07)",
+        "gat-large": "GAT, further away (0.12; 0.06)",
         "gat-least_likely": "GAT, towards the least likely class alone (0.2; 0.1)",
-        "gat-loss": "GAT, uphill on the loss (0.025)",
-        "gat-loss-large": "GAT, uphill on the loss (0.1)",
+        "gat-loss": "GAT, uphill on the plain loss (0.13; 0.025)",
+        "gat-loss-large": "GAT, uphill on the plain loss (0.1)",
         "gat-free": "GAT, no budget (steps of 0.02; 0.006)",
         "gat-all": "GAT, all layers, loss, no budget",
         "pgd-linf-8/255": "PGD 8/255",
