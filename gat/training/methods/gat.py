@@ -43,6 +43,8 @@ class GAT(Method):
             the model has learnt from an image's earlier iterates, as in "free" adversarial training (Shafahi et al. 2019), and so
             the score in the log flatters it.
         weight: of an adversarial image's loss; a clean one's is 1.
+        start_weight: of a start image's loss. Above 0 every start that is attacked is also taught as it was, once, beside what becomes
+            of it, as `random_latents` does; 0 is the paper's way.
         consistency: weight of the divergence of the answers before and after the attack (of logits: KL(before || after)), in
             TRADES' manner: attacked images shall be answered as they were. Their start images then go through the model too,
             without a label loss.
@@ -72,6 +74,7 @@ class GAT(Method):
     train_on: Literal["final", "trajectory", "iterates"] = "final"
     in_step: bool = False
     weight: float = Field(1.0, ge=0)
+    start_weight: float = Field(0.0, ge=0)
     consistency: float = Field(0.0, ge=0)
     batch_norm: Literal["shared", "main", "auxiliary"] = "shared"
     seed: int = 0
@@ -140,7 +143,9 @@ class GAT(Method):
 
         # 3. Teach what will do.
         usable = found.success if self.only_fooling else found.attacked
-        moved = _Moved(found.images, found.rows, found.start_images, usable)
+        new = torch.ones_like(found.attacked)
+        new[1:] = found.rows[1:] != found.rows[:-1]
+        moved = _Moved(found.images, found.rows, found.start_images, usable, new & found.attacked)
         return self._teach(tools, batch, moved, starts.labels, found.facts())
 
     def lessons(
@@ -163,11 +168,17 @@ class GAT(Method):
 
         with routed(model, 0):
             pursuits = self._pursuits(tools, model, space, starts)
-        for iteration, batch in enumerate(batches, start=1):
+        for iteration, (batch, (begin, end)) in enumerate(zip(batches, pairwise(ends), strict=True), start=1):
             # 2. Take them all one iteration further, against the model as it is by now.
             with routed(model, 0):
                 moved = [
-                    _Moved(pursuit.step(), rows, pursuit.start_images, pursuit.attacked)
+                    _Moved(
+                        pursuit.step(),
+                        rows,
+                        pursuit.start_images,
+                        pursuit.attacked,
+                        pursuit.attacked & (rows >= begin) & (rows < end),
+                    )
                     for pursuit, rows in pursuits
                 ]
                 facts = {}
@@ -222,7 +233,7 @@ class GAT(Method):
                 facts["oracle_unread_share"] = float((shown_labels != start_labels).float().mean())
             usable = usable & reads
 
-        # As many of them as clean images.
+        # As many of them as clean images, at most.
         chosen = usable.nonzero().squeeze(1)[: len(images)]
         facts["adversarial_share"] = len(chosen) / (len(chosen) + len(images))
 
@@ -235,23 +246,38 @@ class GAT(Method):
             _, start, counts = found.rows[chosen].unique_consecutive(return_inverse=True, return_counts=True)
             first = chosen[counts.cumsum(0) - counts]
             blocks.insert(1, (found.start_images[first], start_labels[first], 0.0))
+        if self.start_weight:
+            blocks.insert(
+                1, (*self._starts_to_teach(tools, found, start_labels, len(images)), self.start_weight)
+            )
         lesson = Lesson(
             torch.cat([block for block, _, _ in blocks]),
             torch.cat([block_labels for _, block_labels, _ in blocks]),
             sum(len(block) for block, _, _ in blocks[:-1]),
             facts,
         )
-        if self.weight == 1 and not self.consistency:
+        if all(weight == 1 for _, _, weight in blocks):
             return lesson
         weights = [torch.full([len(block)], weight, device=images.device) for block, _, weight in blocks]
         lesson = replace(lesson, weights=torch.cat(weights))
         if not self.consistency:
             return lesson
         anchors = torch.arange(len(lesson.images), device=images.device)
-        anchors[lesson.num_clean :] = len(clean) + start
+        anchors[lesson.num_clean :] = lesson.num_clean - len(first) + start
         pulls = torch.zeros_like(anchors, dtype=torch.float)
         pulls[lesson.num_clean :] = self.consistency
         return replace(lesson, anchors=anchors, pulls=pulls)
+
+    def _starts_to_teach(
+        self, tools: Tools, found: "_Moved", start_labels: Tensor, limit: int
+    ) -> tuple[Images, Tensor]:
+        """The start images whose turn it is, and what they show; `start_labels` are of `found.images`."""
+        due = found.due.nonzero().squeeze(1)[:limit]
+        images, labels = found.start_images[due], start_labels[due]
+        if not self.oracle_filter:
+            return images, labels
+        reads, shown = read_by_oracle(tools, images, labels)
+        return images[reads], shown[reads]
 
     def _fool(self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts") -> "_Fooled":
         """What each start's turn of the rotation makes of it, in their order; no more at a time than the generator's memory budget
@@ -327,12 +353,14 @@ class _Moved(NamedTuple):
     Attributes:
         rows: which start.
         usable: whether it is to be trained on.
+        due: whether its start is, by `start_weight`: once for each start, and not for those that fooled without being attacked.
     """
 
     images: Images
     rows: Rows
     start_images: Images
     usable: Verdicts
+    due: Verdicts
 
 
 class _Fooled(NamedTuple):

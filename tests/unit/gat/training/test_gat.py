@@ -343,6 +343,65 @@ def test_in_step_a_model_that_stands_still_is_taught_what_single_steps_teach(too
     assert spread(together) > spread(alone)
 
 
+STARTS: dict = {"rotation": ROTATION, "oversample": 2.0, "seed": 4}
+
+
+def right_starts(tools: Tools, model: nn.Module, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The renderings of these latents of seed 4 that the model reads, and their labels."""
+    latents = tools.generator.sample(labels, ids, 4)
+    images = tools.generator.freeze(latents, [])({}, torch.arange(len(ids)))
+    with torch.no_grad():
+        right = copy.deepcopy(model).eval()(images).argmax(1) == labels
+    assert 1 < right.sum() < len(right)
+    return images[right], labels[right]
+
+
+@pytest.mark.parametrize("options", [{}, {"train_on": "iterates", "consistency": 1.0}], ids=["final", "more"])
+def test_starts_are_taught_once_beside_what_became_of_them(tools, model, batch, options):
+    plain = GAT(**STARTS, **options).lesson(tools, model, Batch(*batch), 3)
+    lesson = GAT(**STARTS, **options, start_weight=0.5).lesson(tools, model, Batch(*batch), 3)
+    count = GAT(**STARTS, **options).num_drawn(N)
+    wanted, labels = right_starts(tools, model, batch[1].repeat(2)[:count], torch.arange(count) + 3 * count)
+    starts = slice(N, N + len(wanted[:N]))
+    torch.testing.assert_close(lesson.images[starts], wanted[:N], rtol=0, atol=1e-6)
+    assert torch.equal(lesson.labels[starts], labels[:N])
+    assert lesson.weights[starts].tolist() == [0.5] * len(wanted[:N])
+
+    # All else is as it was.
+    assert torch.equal(adversarial(lesson)[0], adversarial(plain)[0])
+    others = torch.ones(len(lesson.images), dtype=torch.bool)
+    others[starts] = False
+    assert torch.equal(lesson.images[others], plain.images)
+    assert torch.equal(lesson.labels[others], plain.labels)
+    if options:
+        assert torch.equal(lesson.weights[others], plain.weights)
+        assert torch.equal(lesson.images[lesson.anchors[others]], plain.images[plain.anchors])
+        assert torch.equal(lesson.pulls[others], plain.pulls)
+
+
+def test_starts_that_weigh_as_much_as_clean_images_need_no_weights(tools, model, batch):
+    assert GAT(**STARTS, start_weight=1.0).lesson(tools, model, Batch(*batch), 3).weights is None
+
+
+def test_in_step_every_start_is_taught_in_one_of_its_steps(tools, model, batch):
+    options, batches, keys = {**IN_STEP, "seed": 4, "oversample": 2.0}, [Batch(*batch)] * 4, range(4)
+    plain = list(GAT(**options, in_step=True).lessons(tools, model, batches, keys))
+    lessons = list(GAT(**options, in_step=True, start_weight=1.0).lessons(tools, model, batches, keys))
+    per_step = 2 * N // 4
+    labels = torch.cat([batch[1][:per_step]] * 4)
+    ids = torch.cat([torch.arange(per_step) + key * per_step for key in keys])
+    wanted, wanted_labels = right_starts(tools, model, labels, ids)
+    starts = [slice(N, lesson.num_clean) for lesson in lessons]
+    taught = torch.cat([lesson.images[own] for lesson, own in zip(lessons, starts, strict=True)])
+    torch.testing.assert_close(taught, wanted, rtol=0, atol=1e-6)
+    assert torch.equal(
+        torch.cat([lesson.labels[own] for lesson, own in zip(lessons, starts, strict=True)]), wanted_labels
+    )
+    for lesson, one, own in zip(lessons, plain, starts, strict=True):
+        assert len(lesson.images[own]) <= per_step
+        assert torch.equal(adversarial(lesson)[0], adversarial(one)[0])
+
+
 def test_in_step_every_iteration_is_against_the_model_as_it_is_by_then(tools, model, batch):
     def go(change: float) -> list[Lesson]:
         learner, found = copy.deepcopy(model), []

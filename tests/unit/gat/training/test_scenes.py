@@ -125,6 +125,22 @@ def test_only_pixels_that_the_oracle_reads_are_taught(tools, method):
         assert lesson.facts["oracle_unread_share"] == pytest.approx(float(unread))
 
 
+def test_of_starts_too_only_pixels_that_the_oracle_reads_are_taught(tools):
+    batch, oracle = batch_of("masks"), scene_segmenter(seed=1).eval()
+    tools = replace(tools, oracle=oracle)
+    options = {**ALL, "start_weight": 1.0}
+    plain = GAT(**options).lesson(tools, scene_segmenter(), batch, 2)
+    lesson = GAT(**options, oracle_filter=True).lesson(tools, scene_segmenter(), batch, 2)
+    starts = slice(6, 8)
+    assert plain.num_clean == lesson.num_clean == 8
+    assert torch.equal(lesson.images[starts], plain.images[starts])
+    with torch.no_grad():
+        answers = oracle(plain.images[starts]).argmax(1)
+    wanted = plain.labels[starts].where(answers == plain.labels[starts], 255)
+    assert 0 < (wanted == 255).sum() < wanted.numel()
+    assert torch.equal(lesson.labels[starts], wanted)
+
+
 def test_an_oracle_of_pixels_cannot_say_which_boxes_are_shown(tools):
     tools = replace(tools, task=DetectionTask(tiny_scenes("boxes").classes), oracle=scene_segmenter())
     for method in (GAT(**ALL, oracle_filter=True), RandomLatents(oracle_filter=True)):
