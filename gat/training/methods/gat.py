@@ -4,18 +4,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gat.attacks import LatentAttack, Outcome
+from gat.attacks import LatentAttack
 from gat.attacks.pursuit import Pursuit
-from gat.latents import Images, PerExample, Rows, Verdicts, seeded_uniform
+from gat.latents import Images, Rows, seeded_uniform
 from gat.protocols import GenerativeSpace
 from gat.training.batch_norm import Branch, routed
 from gat.training.method import Batch, Lesson, Method, Tools, check_oracle, read_by_oracle, seen
+from gat.training.starts import Fooled, Moved, Starts, in_order, iterate, iterates
 
 
 class GAT(Method):
@@ -145,7 +146,7 @@ class GAT(Method):
         usable = found.success if self.only_fooling else found.attacked
         new = torch.ones_like(found.attacked)
         new[1:] = found.rows[1:] != found.rows[:-1]
-        moved = _Moved(found.images, found.rows, found.start_images, usable, new & found.attacked)
+        moved = Moved(found.images, found.rows, found.start_images, usable, new & found.attacked)
         return self._teach(tools, batch, moved, starts.labels, found.facts())
 
     def lessons(
@@ -164,7 +165,7 @@ class GAT(Method):
             self._starts(space, batch, key).first(end - begin)
             for batch, key, (begin, end) in zip(batches, keys, pairwise(ends), strict=True)
         ]
-        starts = _Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+        starts = Starts(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
 
         with routed(model, 0):
             pursuits = self._pursuits(tools, model, space, starts)
@@ -172,7 +173,7 @@ class GAT(Method):
             # 2. Take them all one iteration further, against the model as it is by now.
             with routed(model, 0):
                 moved = [
-                    _Moved(
+                    Moved(
                         pursuit.step(),
                         rows,
                         pursuit.start_images,
@@ -186,10 +187,10 @@ class GAT(Method):
                     facts["score"] = float(torch.cat([pursuit.score() for pursuit, _ in pursuits]).mean())
 
             # 3. Teach what they have become.
-            yield self._teach(tools, batch, _in_order(moved), starts.labels, facts)
+            yield self._teach(tools, batch, in_order(moved), starts.labels, facts)
 
     def _pursuits(
-        self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts"
+        self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: Starts
     ) -> list[tuple[Pursuit, Rows]]:
         """The attacks of these starts, each with the rows it moves.
 
@@ -212,15 +213,15 @@ class GAT(Method):
             pursuits.append((pursuit, here))
         return pursuits
 
-    def _starts(self, space: GenerativeSpace, batch: Batch, key: int) -> "_Starts":
+    def _starts(self, space: GenerativeSpace, batch: Batch, key: int) -> Starts:
         """Starts for as many images as the batch has."""
         count = self.num_drawn(len(batch.images))
         share = min(self.turns_per_step, count)
         turns = (key * self.turns_per_step + torch.arange(count) % share) % len(self.rotation)
-        return _Starts(*batch.draws(space, count, key), turns)
+        return Starts(*batch.draws(space, count, key), turns)
 
     def _teach(
-        self, tools: Tools, batch: Batch, found: "_Moved", start_labels: Tensor, facts: dict[str, float]
+        self, tools: Tools, batch: Batch, found: Moved, start_labels: Tensor, facts: dict[str, float]
     ) -> Lesson:
         """The lesson of one step from what was found for it; `found.rows` are of `start_labels`."""
         images, labels, usable = batch.images, batch.labels, found.usable
@@ -269,7 +270,7 @@ class GAT(Method):
         return replace(lesson, anchors=anchors, pulls=pulls)
 
     def _starts_to_teach(
-        self, tools: Tools, found: "_Moved", start_labels: Tensor, limit: int
+        self, tools: Tools, found: Moved, start_labels: Tensor, limit: int
     ) -> tuple[Images, Tensor]:
         """The start images whose turn it is, and what they show; `start_labels` are of `found.images`."""
         due = found.due.nonzero().squeeze(1)[:limit]
@@ -279,7 +280,7 @@ class GAT(Method):
         reads, shown = read_by_oracle(tools, images, labels)
         return images[reads], shown[reads]
 
-    def _fool(self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: "_Starts") -> "_Fooled":
+    def _fool(self, tools: Tools, model: nn.Module, space: GenerativeSpace, starts: Starts) -> Fooled:
         """What each start's turn of the rotation makes of it, in their order; no more at a time than the generator's memory budget
         allows."""
         attacks = self.turns()
@@ -289,7 +290,7 @@ class GAT(Method):
             rows = (starts.turns == turn).nonzero().squeeze(1)
             for part in rows.split(attack.max_width(space) or len(rows)):
                 found.append(self._attack(attack, tools, model, space, starts, part))
-        return _in_order(found)
+        return in_order(found)
 
     def _attack(
         self,
@@ -297,9 +298,9 @@ class GAT(Method):
         tools: Tools,
         model: nn.Module,
         space: GenerativeSpace,
-        starts: "_Starts",
+        starts: Starts,
         rows: Rows,
-    ) -> "_Fooled":
+    ) -> Fooled:
         """What one attack makes of these starts."""
         labels = starts.labels
         here, ids = rows.to(labels.device), starts.ids[rows]
@@ -313,10 +314,10 @@ class GAT(Method):
         score = tools.task.score(outcome.predictions, labels[here])
         if self.train_on == "trajectory":
             place = seeded_uniform(self.seed, ids, (), "iterate").to(images.device)
-            images = _iterate(outcome, attack, place)
+            images = iterate(outcome, attack, place)
         elif self.train_on == "iterates":
-            images, from_start = _iterates(outcome, attack)
-        return _Fooled(
+            images, from_start = iterates(outcome, attack)
+        return Fooled(
             images,
             here[from_start],
             outcome.start_images[from_start],
@@ -325,101 +326,3 @@ class GAT(Method):
             outcome.iterations[from_start],
             score[from_start],
         )
-
-
-class _Starts(NamedTuple):
-    """Where the attacks of one or more steps begin, a row each.
-
-    Attributes:
-        conditions: what the generator draws it from.
-        labels: what it shows.
-        ids: with the method's seed, the random latents. On the CPU, like `turns`.
-        turns: which of the rotation's attacks it gets.
-    """
-
-    conditions: Tensor
-    labels: Tensor
-    ids: Rows
-    turns: Rows
-
-    def first(self, count: int) -> "_Starts":
-        """As many of them."""
-        return _Starts(*(part[:count] for part in self))
-
-
-class _Moved(NamedTuple):
-    """What has become of starts, a row for each of `images`, which are those to train on. Several may come from one start.
-
-    Attributes:
-        rows: which start.
-        usable: whether it is to be trained on.
-        due: whether its start is, by `start_weight`: once for each start, and not for those that fooled without being attacked.
-    """
-
-    images: Images
-    rows: Rows
-    start_images: Images
-    usable: Verdicts
-    due: Verdicts
-
-
-class _Fooled(NamedTuple):
-    """What finished attacks did, a row for each of `images`, which are those to train on. Several may come from one start.
-
-    Attributes:
-        rows: which start.
-        score: the model's on the attack's last image.
-    """
-
-    images: Images
-    rows: Rows
-    start_images: Images
-    attacked: Verdicts
-    success: Verdicts
-    iterations: Tensor
-    score: PerExample
-
-    def facts(self) -> dict[str, float]:
-        """For the log."""
-        fooled = self.success.any()
-        return {
-            "fooled_share": float(self.success.float().sum() / max(len(self.success), 1)),
-            "iterations": float(self.iterations[self.success].float().mean()) if fooled else 0.0,
-            "score": float(self.score.sum() / max(len(self.score), 1)),
-        }
-
-
-Found = TypeVar("Found", _Moved, _Fooled)
-
-
-def _in_order(parts: Sequence[Found]) -> Found:
-    """All of them, in the order of their starts."""
-    kind = type(parts[0])
-    everything = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = kind(*everything).rows.argsort(stable=True)
-    return kind(*(column[order] for column in everything))
-
-
-def _steps_taken(outcome: Outcome, attack: LatentAttack) -> Tensor:
-    """How far every recorded trajectory goes."""
-    assert outcome.trajectory is not None
-    last = len(outcome.trajectory) - 1
-    return outcome.iterations if attack.stop_when_fooled else last * outcome.attacked
-
-
-def _iterate(outcome: Outcome, attack: LatentAttack, place: PerExample) -> Images:
-    """Of every recorded trajectory the image at `place` between the first step (0) and the last (1); the start, if it has no step."""
-    assert outcome.trajectory is not None
-    taken = _steps_taken(outcome, attack)
-    step = (1 + (place * taken).long()).minimum(taken)
-    return outcome.trajectory[step, torch.arange(len(step), device=step.device)]
-
-
-def _iterates(outcome: Outcome, attack: LatentAttack) -> tuple[Images, Rows]:
-    """All images of the recorded trajectories but their starts, and which start each came from."""
-    assert outcome.trajectory is not None
-    taken = _steps_taken(outcome, attack)
-    step, row = (
-        torch.arange(1, len(outcome.trajectory), device=taken.device)[:, None] <= taken[None]
-    ).nonzero(as_tuple=True)
-    return outcome.trajectory[1 + step, row], row
