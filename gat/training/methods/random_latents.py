@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from gat.attacks.frozen import frozen
-from gat.attacks.run import look
+from gat.attacks.objective import mixed_precision
 from gat.protocols import MeasuredSpace
 from gat.training.method import Batch, Lesson, Method, Tools, check_oracle, read_by_oracle
 
@@ -15,7 +15,8 @@ from gat.training.method import Batch, Lesson, Method, Tools, check_oracle, read
 class RandomLatents(Method):
     """Clean images and as many random ones of a generator, those that the model reads as they were meant: GAT that takes no step.
 
-    What GAT is better than this at is due to its adversarial part.
+    What GAT is better than this at is due to its adversarial part. The model reads them in the attack's precision, as it does
+    what GAT moves.
 
     Attributes:
         oversample: random latents per clean image; the surplus makes up for those that are read otherwise.
@@ -57,13 +58,15 @@ class RandomLatents(Method):
             for rows in torch.arange(count).split(width):
                 here = rows.to(labels.device)
                 latents = space.sample(conditions[here], ids[rows], self.seed)
-                renderer = space.freeze(latents, ())
-                found = look(tools.task, model, renderer, {}, meant[here], width)
-                reads, labels_here = ~found.wrong, meant[here]
+                renderer, labels_here = space.freeze(latents, ()), meant[here]
+                found = renderer({}, torch.arange(len(rows), device=labels.device)).float()
+                with mixed_precision(labels.device, tools.compute.autocast):
+                    answers = model(found)
+                reads = ~tools.task.wrong(answers, labels_here)
                 if self.oracle_filter:
-                    oracle_reads, labels_here = read_by_oracle(tools, found.images, labels_here)
+                    oracle_reads, labels_here = read_by_oracle(tools, found, labels_here)
                     reads &= oracle_reads
-                seen.append(found.images)
+                seen.append(found)
                 shown.append(labels_here)
                 usable.append(reads)
         chosen = torch.cat(usable).nonzero().squeeze(1)[: len(images)]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,6 +203,18 @@ def test_random_latents_are_read_as_they_were_meant(tools, model, batch):
     assert lesson.facts == {"generated_share": 0.5}
     with torch.no_grad():
         assert (model.eval()(lesson.images[N:]).argmax(1) == lesson.labels[N:]).all()
+
+
+def test_random_latents_are_read_in_the_attacks_precision(tools, model, batch):
+    lessons, seen = [], []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for autocast in (None, torch.bfloat16):
+        with_precision = replace(tools, compute=Compute(autocast=autocast))
+        lessons.append(RandomLatents(oversample=8).lesson(with_precision, model, Batch(*batch), 1))
+    assert seen == [False, True]
+    for lesson in lessons:
+        assert lesson.images.dtype == torch.float32
+        torch.testing.assert_close(lesson.images, lessons[0].images, rtol=0, atol=1e-6)
 
 
 def test_turns_share_the_starts_of_a_step(tools, model, batch, monkeypatch):
