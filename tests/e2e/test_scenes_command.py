@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +136,20 @@ def test_what_does_not_fit_scenes_is_refused(tmp_path, capsys, words, says):
     assert says in capsys.readouterr().err
 
 
-def test_table_1_holds_every_task_beside_the_papers(tmp_path, monkeypatch, capsys):
+def test_table_1_holds_every_task_beside_the_papers(tmp_path, capsys):
     text = "".join(
         f"  {task}:\n" + "".join(f"    {line}\n" for line in content.strip().splitlines())
         for task, content in SCENES.items()
     )
     (tmp_path / "table1.yaml").write_text(f"seeds: [0]\nout: {tmp_path / 'runs'}\nruns:\n{text}")
-    monkeypatch.setattr("gat.cli.reproduce.table1.RESULTS", tmp_path / "results")
     precision = {"segmentation": "bf16", "detection": "no"}
     command = ["reproduce", "table1", "--config", str(tmp_path / "table1.yaml")]
+    command += ["--results", str(tmp_path / "results")]
     command += [f'runs.{task}.mixed_precision="{name}"' for task, name in precision.items()]
     assert main(command) == 0
     assert "Paper, original" in capsys.readouterr().out
     table = json.loads((tmp_path / "results/table.json").read_text())
+    assert table["command"] == "gat " + shlex.join(command)
     cells = {(row["task"], row["model"], row["attack"]): row for row in table["rows"]}
     assert len(cells) == 8
     found = json.loads((tmp_path / "runs/seed0/segmentation/metrics.json").read_text())

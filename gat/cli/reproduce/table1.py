@@ -25,7 +25,6 @@ from gat.report.table1 import (
     table1_rows,
 )
 
-RESULTS = Path("results/table1")
 FACTS = ("commit", "hardware", "versions")
 
 
@@ -65,11 +64,14 @@ class Table1Config(Config):
         )
 
 
-def reproduce(config: Table1Config, only: str | None, command: str, tasks: Sequence[str] = ()) -> None:
+def reproduce(
+    config: Table1Config, target: Path, only: str | None, command: str, tasks: Sequence[str] = ()
+) -> None:
     """Train, judge and publish, or one half of that.
 
     Args:
-        tasks: names of runs; the others keep what `results/table1` says of them. Empty: all.
+        target: folder of the table.
+        tasks: names of runs; the others keep what the table in `target` says of them. Empty: all.
 
     Raises:
         ValueError: if a task is not among the runs, or what is kept was measured with other settings.
@@ -77,13 +79,13 @@ def reproduce(config: Table1Config, only: str | None, command: str, tasks: Seque
     if unknown := sorted(set(tasks) - config.runs.keys()):
         raise ValueError(f"there is no task {', '.join(unknown)}; on offer: {', '.join(config.runs)}")
     tasks = [task for task in config.runs if task in tasks] or list(config.runs)
-    kept = _kept(config, RESULTS, tasks) if only is None else {}  # before hours of work
+    kept = _kept(config, target, tasks) if only is None else {}  # before hours of work
     is_main = True
     for seed in config.seeds:
         for task in tasks:
             is_main = run_task(config.task_run(task, seed), only)
     if is_main and only is None:
-        print((publish(config, RESULTS, command, tasks, kept) / "table.md").read_text())
+        print((publish(config, target, command, tasks, kept) / "table.md").read_text())
 
 
 def run_task(config: RunConfig, only: str | None) -> bool:
@@ -103,7 +105,7 @@ def run_task(config: RunConfig, only: str | None) -> bool:
 def publish(
     config: Table1Config, target: Path, command: str, tasks: Sequence[str], kept: dict[str, Any]
 ) -> Path:
-    """results/table1: table.json with the rows of all tasks, other attacks and the paper's, table.md, table.tex.
+    """Into `target`: table.json with the rows of all tasks, other attacks and the paper's, table.md, table.tex.
 
     Args:
         tasks: whose runs are read.

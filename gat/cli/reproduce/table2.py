@@ -82,8 +82,8 @@ class Table2Config(Config):
         )
 
 
-def reproduce(config: Table2Config, only: str | None, command: str) -> None:
-    """Train, judge and publish, or one half of that."""
+def reproduce(config: Table2Config, target: Path, only: str | None, command: str) -> None:
+    """Train, judge and publish into the folder `target`, or one half of that."""
     if only != "evaluate":
         for seed in config.seeds:
             train_rows(config, seed)
@@ -96,8 +96,7 @@ def reproduce(config: Table2Config, only: str | None, command: str) -> None:
     if is_main and only is None:
         for protocol in config.protocols:
             print(f"page: {pool_seeds(config, protocol)}")
-        target = publish(config, Path("results/table2"), command)
-        print((target / "table.md").read_text())
+        print((publish(config, target, command) / "table.md").read_text())
 
 
 def train_rows(config: Table2Config, seed: int) -> None:
@@ -157,7 +156,7 @@ def pool_seeds(config: Table2Config, protocol: Protocol) -> Path:
 
 
 def publish(config: Table2Config, target: Path, command: str) -> Path:
-    """results/<table>: table.json with the rows of all protocols and the paper's, table.md, and the records that they came from."""
+    """Into `target`: table.json with the rows of all protocols and the paper's, table.md, and the records that they came from."""
     target.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
