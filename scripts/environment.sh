@@ -58,8 +58,12 @@ ensure_environment() {
     rm -f "$stamp"
     "$PYTHON" "${pip[@]}" --upgrade pip || stop "pip could not upgrade itself; is a package registry within reach?"
     "$PYTHON" "${pip[@]}" --editable "$target" || stop "the installation failed; its last lines above say why. Running this again continues"
-    [[ "$extras" != dev && "$extras" != test ]] ||
+    if [[ "$extras" == dev || "$extras" == test ]]; then
         "$PYTHON" "${pip[@]}" --no-deps --requirement tests/peers.txt || stop "could not install the peers of tests/peers.txt"
+        # PyPI has no detectron2, but a copy for Python 3.10, of which the Python part runs with any other.
+        "$PYTHON" "${pip[@]}" --no-deps --upgrade --target .venv/detectron2 --only-binary=:all: --python-version 3.10 \
+            --implementation cp --platform any sal-detectron2==0.7.2 || say "warning: the tests with detectron2 will be skipped"
+    fi
     case "$extras" in  # what each of them brings along
         dev) covered="dev test core" ;;
         test) covered="test core" ;;

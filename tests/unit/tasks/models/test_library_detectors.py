@@ -36,10 +36,6 @@ ARCHS = {
     "ssdlite320_mobilenet_v3_large": {},
 }
 
-# A folder with the Python part of detectron2, where it is not installed: see CONTRIBUTING.md.
-if "GAT_DETECTRON2" in os.environ:
-    sys.path.append(os.environ["GAT_DETECTRON2"])
-
 
 def lively(network, variance=0.3):
     """Statistics of batch norms and last layers that let an untrained network see something."""
@@ -315,14 +311,15 @@ RETINANET = FPN | {
 
 @pytest.fixture(scope="module")
 def detectron2():
-    with warnings.catch_warnings():  # its own, about TorchScript and the like
-        warnings.simplefilter("ignore")
-        library = pytest.importorskip(
-            "detectron2", reason="detectron2 is optional and not on PyPI, see CONTRIBUTING.md"
-        )
-        import detectron2.data.transforms
-        import detectron2.modeling  # noqa: F401
-    return library
+    """Where it is not installed, its Python part, which scripts/environment.sh leaves beside the packages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, os.path.join(sys.prefix, "detectron2")])
+        with warnings.catch_warnings():  # its own, about TorchScript and the like
+            warnings.simplefilter("ignore")
+            library = pytest.importorskip("detectron2", reason="neither detectron2 is here nor a copy of it")
+            import detectron2.data.transforms
+            import detectron2.modeling  # noqa: F401
+        yield library
 
 
 @pytest.fixture(params=["two stages", "one stage"])
