@@ -12,7 +12,8 @@ MODELS = {
     BASELINE: "Original",
     "gat": "GAT-trained",
     "clean": "Clean-trained",
-    "random": "Trained on random samples",
+    "random_latents": "Trained on random samples",
+    "random-latents": "Trained on random samples",
     "pgd": "PGD-trained",
     "at-pgd": "PGD-trained",
 }

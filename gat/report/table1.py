@@ -7,6 +7,7 @@ from typing import Any
 from gat.report.finding import compared_model
 from gat.report.folder import RunFolder
 from gat.report.metrics import inline
+from gat.report.names import model_name
 from gat.report.statistics import (
     Column,
     Estimate,
@@ -228,6 +229,12 @@ def other_rows(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     return [row for cells in by_attack.values() for row in table1_rows(cells)]
 
 
+def _title(role: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of our own models: the paper's words for what GAT trained, and for what another method trained that one's name."""
+    others = {row["model"] for row in rows if _role(row) == role} - {"gat", "original"}
+    return ", ".join(map(model_name, sorted(others))) if others else MODELS[role]
+
+
 def _role(row: Mapping[str, Any]) -> str:
     return "original" if row["model"] == "original" else "trained"
 
@@ -265,8 +272,8 @@ def table1(rows: Sequence[Mapping[str, Any]], compact: bool = False) -> Table:
         return value if compact else f"{value} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
 
     lines = [
-        (name, *(cell(task, model, clean) for task in tasks for clean in (True, False)))
-        for model, name in MODELS.items()
+        (_title(model, rows), *(cell(task, model, clean) for task in tasks for clean in (True, False)))
+        for model in MODELS
     ]
     # The paper has two data sets of classification, so the columns of the other tasks are said once.
     sources: dict[str, list[str]] = {}
@@ -317,7 +324,7 @@ def other_attacks(rows: Sequence[Mapping[str, Any]]) -> Table:
         lines.setdefault((row["task"], row["attack"], row["source"]), {})[_role(row)] = value
     return Table(
         "Other attacks",
-        ("Task", "Attack", "Images", "Original", "Adversarially trained"),
+        ("Task", "Attack", "Images", *(_title(role, rows) for role in ("original", "trained"))),
         tuple((*line, both["original"], both["trained"]) for line, both in lines.items()),
     )
 

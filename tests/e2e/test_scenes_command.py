@@ -159,6 +159,13 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, capsys):
     found = {task: origin["hardware"]["mixed_precision"] for task, origin in table["origins"].items()}
     assert found == precision
 
+    # A table of one task alone says so in its command, which else would train the others too.
+    alone = ["--results", str(tmp_path / "alone"), "--task", "segmentation"]
+    assert main([*command, *alone]) == 0
+    of_one = json.loads((tmp_path / "alone/table.json").read_text())
+    assert of_one["rows"] == [row for row in table["rows"] if row["task"] == "segmentation"]
+    assert of_one["command"].endswith(" --task segmentation")
+
     # One task again: the other keeps its rows, without its runs, and is of the commit it was measured on.
     (tmp_path / "runs/seed0/detection").rename(tmp_path / "gone")
     table["origins"]["detection"]["commit"] = "long ago"
@@ -167,6 +174,7 @@ def test_table_1_holds_every_task_beside_the_papers(tmp_path, capsys):
     assert main([*command, "segmentation"]) == 0
     again = json.loads((tmp_path / "results/table.json").read_text())
     assert again["rows"] == table["rows"]
+    assert again["command"] == table["command"]
     assert again["other_attacks"] == table["other_attacks"]
     assert again["protocols"] == table["protocols"]
     assert again["origins"]["detection"]["commit"] == "long ago"

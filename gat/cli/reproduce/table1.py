@@ -2,6 +2,7 @@
 folder with one run per task, that every other command reads."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def publish(
     """Into `target`: table.json with the rows of all tasks, other attacks and the paper's, table.md, table.tex.
 
     Args:
+        command: that makes the table, but for `--task`, which is added if not all tasks are in it.
         tasks: whose runs are read.
         kept: what `_kept` found of the others.
     """
@@ -133,11 +135,14 @@ def publish(
         task: {fact: (task_folders[0].provenance or {}).get(fact) for fact in FACTS}
         for task, task_folders in by_task.items()
     }
+    there = [task for task in config.runs if task in origins]
+    if len(there) < len(config.runs):
+        command = shlex.join([*shlex.split(command), *(word for task in there for word in ("--task", task))])
     table = {
         "command": command,
         "config": json.loads(config.model_dump_json(exclude={"out"})),
         **origins[tasks[0]],
-        "origins": {task: origins[task] for task in config.runs if task in origins},
+        "origins": {task: origins[task] for task in there},
         "protocols": protocols,
         "paper": paper_rows(),
         "rows": rows,

@@ -147,6 +147,16 @@ def test_tasks_that_were_not_run_are_left_out(runs):
     ]
 
 
+def test_what_another_method_trained_bears_its_name(rows):
+    told = [row | {"model": "random_latents"} if row["model"] == "gat" else row for row in rows]
+    assert [line[0] for line in table1(told).rows][:3] == [
+        "Trained on random samples",
+        "Original",
+        "Paper, adversarially trained (LSUN, COCO-Stuff)",
+    ]
+    assert "| Original | Trained on random samples |" in table1_markdown(told, told)
+
+
 def test_the_papers_rows_are_sixteen(rows):
     assert len(paper_rows()) == 16
     assert paper_rows()[0].keys() <= rows[0].keys()
