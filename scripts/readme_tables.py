@@ -122,14 +122,20 @@ def table1(results: Path) -> str:
 def table1_others(results: Path) -> str:
     found = _read(results, "table1")
     rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
+
+    def sizes(attack: str, of: str = "eps") -> str:
+        runs = (found["config"]["runs"][task] for task in ("segmentation", "detection"))
+        attacks = (run["evaluation"]["attacks"].get(attack) for run in runs)
+        return "; ".join(f"{settings[of]['gamma/*']:g}" for settings in attacks if settings)
+
     titles = {
-        "gat": "GAT, as above (0.09; 0.02)",
+        "gat": f"GAT, as above ({sizes('gat')})",
         "gat-start": "renderings, not attacked",
-        "gat-large": "GAT, further away (0.12; 0.06)",
-        "gat-least_likely": "GAT, towards the least likely class alone (0.2; 0.1)",
-        "gat-loss": "GAT, uphill on the plain loss (0.13; 0.025)",
-        "gat-loss-large": "GAT, uphill on the plain loss (0.1)",
-        "gat-free": "GAT, no budget (steps of 0.02; 0.006)",
+        "gat-large": f"GAT, further away ({sizes('gat-large')})",
+        "gat-least_likely": f"GAT, towards the least likely class alone ({sizes('gat-least_likely')})",
+        "gat-loss": f"GAT, uphill on the plain loss ({sizes('gat-loss')})",
+        "gat-loss-large": f"GAT, uphill on the plain loss ({sizes('gat-loss-large')})",
+        "gat-free": f"GAT, no budget (steps of {sizes('gat-free', 'step_size')})",
         "gat-all": "GAT, all layers, loss, no budget",
         "pgd-linf-8/255": "PGD 8/255",
         "segpgd-linf-8/255": "SegPGD 8/255",
@@ -153,6 +159,34 @@ def table1_others(results: Path) -> str:
         "gat",
     )
     return _table(["attack", *header], lines)
+
+
+def table1_labelled(results: Path) -> str:
+    """Segmenters by how many labelled scenes they learn from, and what the renderings do without the attack."""
+    lines = []
+    for name, model, title in (
+        ("table1", "original", "original"),
+        ("table1", "gat", "gat"),
+        ("table1_4000", "original", "original"),
+        ("table1_4000", "gat", "gat"),
+    ):
+        found = _read(results, name)
+        rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
+        attacks = ("clean", "gat", "gat-start", "pgd-linf-8/255", "segpgd-linf-8/255", "spatial", "recolor")
+        cells = [rows["segmentation", attack, model] for attack in attacks]
+        clean, attacked, *others = cells
+        labelled = found["config"]["runs"]["segmentation"]["data"]["num_train"]
+        lines.append(
+            [
+                str(labelled),
+                title,
+                _seeds(clean),
+                _seeds(attacked),
+                *(_percent(row["value"]) for row in others),
+            ]
+        )
+    header = "labelled scenes, model, clean, attacked, renderings, PGD 8/255, SegPGD 8/255, spatial, recolor"
+    return _table(header.split(", "), lines)
 
 
 def table2(results: Path) -> str:
@@ -219,6 +253,7 @@ DOCUMENTS: dict[str, tuple[Callable[[Path], str], ...]] = {
         fashion_gat_recipes,
         table1,
         table1_others,
+        table1_labelled,
         table2,
         table2_pairs,
         bench_attack,

@@ -279,7 +279,10 @@ def check_same_run(config: RunConfig) -> None:
     earlier_file = config.folder / "config.yaml"
     if not earlier_file.is_file() or not any(config.folder.glob("training/*/state.pt")):
         return
-    judging = {"name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"}
+    judging: dict[str, Any] = dict.fromkeys(
+        ("name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"), True
+    )
+    judging["data"] = {"num_test": True, "cache": True}  # models are not made of test data
     earlier, now = (
         c.model_dump(mode="json", exclude=judging) for c in (load(RunConfig, [earlier_file]), config)
     )

@@ -14,7 +14,8 @@ same. What was measured before under the same settings is not measured again, an
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from gat.evaluation.suites import SUITES, Protocol, suite
 from gat.files import write_json
 from gat.processes import leave_together
 from gat.report import write_report
-from gat.report.folder import read_run
+from gat.report.folder import RunFolder, read_run
 from gat.report.gallery import write_gallery
+from gat.report.metrics import MetricRow
 from gat.report.results import compute
 from gat.report.statistics import Aggregate, Summary
 
@@ -83,11 +85,12 @@ def run(args: argparse.Namespace) -> int:
     if args.suite:
         chosen = suite(args.suite, args.protocol, JUDGE if config.oracle else None)
         facts["suite"] = {"name": args.suite, "protocol": args.protocol, "attacks": list(chosen.judged)}
-    page = judge_together(current, models, out, facts)
+    options = ["--suite", args.suite, "--protocol", args.protocol] if args.suite else []
+    command = shlex.join(["gat", "evaluate", *args.words, *options, "--out", str(out)])
+    page = judge_together(current, models, out, facts, command)
     leave_together(current.accelerator)
     if current.accelerator.is_main_process:
-        results = compute(read_run(out))
-        rows = [_row(summary) for summary in results.summaries] + [_joined_row(a) for a in results.aggregates]
+        rows = _rows(read_run(out))
         if args.json:
             print(json.dumps(rows))
         else:
@@ -179,7 +182,7 @@ def models_of(current: Run, folders: list[Path]) -> tuple[dict[str, nn.Module], 
 
 
 def judge_together(
-    current: Run, models: Mapping[str, nn.Module], out: Path, facts: Mapping[str, Any]
+    current: Run, models: Mapping[str, nn.Module], out: Path, facts: Mapping[str, Any], command: str
 ) -> Path:
     """Records, pictures and page of these models under the evaluation of `current`, in a folder of their own or of a run.
 
@@ -187,6 +190,7 @@ def judge_together(
         current: whose data, generator, oracle and evaluation settings are used.
         facts: entries of the provenance, instead of what `write_provenance` says about one run; see `models_of`. With `runs`, the
             folders that the models came from, `out` is a folder of its own.
+        command: that judges so again, for the provenance.
 
     Returns:
         Path of the page.
@@ -195,13 +199,7 @@ def judge_together(
     write_provenance(replace(current, config=config.model_copy(update={"out": out})))
     if accelerator.is_main_process:
         path = out / "provenance.json"
-        command = f"gat evaluate {' '.join(facts.get('runs', [str(config.folder)]))}"
-        command += "".join(
-            f" --{key} {facts['suite'][what]}"
-            for key, what in (("suite", "name"), ("protocol", "protocol"))
-            if "suite" in facts
-        )
-        told = json.loads(path.read_text()) | {"command": f"{command} --out {out}"} | dict(facts)
+        told = json.loads(path.read_text()) | {"command": command} | dict(facts)
         write_json(path, told)
         if "runs" in facts:  # nothing is trained here, so this is no --config of a training
             judged = {"runs": facts["runs"], "evaluation": config.evaluation.model_dump(mode="json")}
@@ -221,6 +219,31 @@ def judge_together(
         write_report(out)
     accelerator.wait_for_everyone()
     return out / "report.html"
+
+
+def _rows(folder: RunFolder) -> list[dict[str, str | int | float]]:
+    """A row per model and attack, and of pictures one per union and mean; of scenes the numbers are the task's."""
+    if folder.scene_metrics is not None:
+        return [_scene_row(row, folder.scene_metrics.names) for row in folder.scene_metrics.rows]
+    results = compute(folder)
+    return [_row(summary) for summary in results.summaries] + [_joined_row(a) for a in results.aggregates]
+
+
+def _scene_row(row: MetricRow, metrics: Sequence[str]) -> dict[str, str | int | float]:
+    headline, *others = metrics
+    value = row.metrics[headline]
+    return {
+        "model": row.key.model,
+        "attack": row.key.column.attack,
+        "protocol": row.key.column.protocol or "-",
+        "images": row.key.column.source,
+        "n": row.n,
+        headline: round(value.value, 4),
+        "low": round(value.low, 4),
+        "high": round(value.high, 4),
+        **{name: round(row.metrics[name].value, 4) for name in others},
+        "oracle": "-" if row.oracle is None else round(row.oracle.after, 4),
+    }
 
 
 def _row(summary: Summary) -> dict[str, str | int | float]:

@@ -161,17 +161,18 @@ def _kept(config: Table1Config, target: Path, tasks: Sequence[str]) -> dict[str,
         ValueError: if it was measured with other settings than `config` has.
     """
     path = target / "table.json"
-    others = [task for task in config.runs if task not in tasks]
-    if not others or not path.is_file():
+    if not path.is_file():
         return {}
     table = json.loads(path.read_text())
+    there = [task for task in config.runs if task in table["origins"] and task not in tasks]
+    if not there:
+        return {}
     before = Table1Config.model_validate(table["config"])
-    stale = [task for task in others if task in before.runs and before.runs[task] != config.runs[task]]
+    stale = [task for task in there if before.runs[task] != config.runs[task]]
     if stale or (before.seeds, before.attack) != (config.seeds, config.attack):
         raise ValueError(
-            f"{path} has {', '.join(stale or others)} of other settings than these; run it too, or remove the file"
+            f"{path} has {', '.join(stale or there)} of other settings than these; run it too, or remove the file"
         )
-    there = [task for task in others if task in before.runs]
     kept = {name: [row for row in table[name] if row["task"] in there] for name in ("rows", "other_attacks")}
     named = {row["protocol"] for rows in kept.values() for row in rows}
     return {

@@ -92,7 +92,7 @@ def reproduce(config: Table2Config, target: Path, only: str | None, command: str
     is_main = True
     for protocol in config.protocols:
         for seed in config.seeds:
-            is_main = judge_rows(config, seed, protocol)
+            is_main = judge_rows(config, seed, protocol, command)
     if is_main and only is None:
         for protocol in config.protocols:
             print(f"page: {pool_seeds(config, protocol)}")
@@ -118,7 +118,7 @@ def train_rows(config: Table2Config, seed: int) -> None:
         first = first or run_config.folder
 
 
-def judge_rows(config: Table2Config, seed: int, protocol: Protocol) -> bool:
+def judge_rows(config: Table2Config, seed: int, protocol: Protocol, command: str) -> bool:
     """Every row of one seed against every attack of the suite. Returns whether this is the main process."""
     folders = [config.row_run(row, seed).folder for row in config.rows]
     first = config.row_run(next(iter(config.rows)), seed)
@@ -133,7 +133,7 @@ def judge_rows(config: Table2Config, seed: int, protocol: Protocol) -> bool:
         "runs": list(map(str, folders)),
         "suite": {"name": config.suite, "protocol": protocol, "attacks": list(judged)},
     }
-    judge_together(current, models, config.judged_folder(protocol, seed), facts)
+    judge_together(current, models, config.judged_folder(protocol, seed), facts, command)
     return current.accelerator.is_main_process
 
 
