@@ -270,6 +270,10 @@ def _task(config: RunConfig, classes: tuple[str, ...]) -> Task:
     return SegmentationTask(classes) if config.data.task == "segmentation" else DetectionTask(classes)
 
 
+TEST_ONLY = {"num_test": True, "cache": True}
+"""What models are not made of, among the settings of data: what `exclude` of a dump wants."""
+
+
 def check_same_run(config: RunConfig) -> None:
     """Refuses a folder whose models were made with other settings; judging them differently is fine.
 
@@ -282,7 +286,7 @@ def check_same_run(config: RunConfig) -> None:
     judging: dict[str, Any] = dict.fromkeys(
         ("name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"), True
     )
-    judging["data"] = {"num_test": True, "cache": True}  # models are not made of test data
+    judging["data"] = TEST_ONLY
     earlier, now = (
         c.model_dump(mode="json", exclude=judging) for c in (load(RunConfig, [earlier_file]), config)
     )

@@ -3,6 +3,7 @@
 Example:
     gat evaluate runs/quickstart
     gat evaluate runs/quickstart evaluation.num_real=2000 'evaluation.attacks.pgd-strong={name: pgd, steps: 100}'
+    gat evaluate runs/scenes data.num_test=5000 --out runs/scenes_on_more
     gat evaluate runs/quickstart --suite table2 --protocol paper 'evaluation.budgets=[0.5, 2]'
     gat evaluate runs/gat runs/at_pgd runs/pat --suite table2 --out runs/table2
 
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from gat.cli.compose import ORIGINAL, Run, RunConfig, check_same_run, open_run, write_provenance
+from gat.cli.compose import ORIGINAL, TEST_ONLY, Run, RunConfig, check_same_run, open_run, write_provenance
 from gat.cli.table import print_table
 from gat.config import ConfigError, load, read_yaml
 from gat.evaluation.evaluate import evaluate
@@ -155,7 +156,8 @@ def models_of(current: Run, folders: list[Path]) -> tuple[dict[str, nn.Module], 
         )
     for folder, name in zip(folders, names, strict=True):
         config = current.config if folder == folders[0] else read_config(folder)
-        if config.data != current.config.data:
+        theirs, ours = (c.model_dump(exclude={"data": TEST_ONLY})["data"] for c in (config, current.config))
+        if theirs != ours:
             raise ConfigError(
                 f"{folder} has other data than {folders[0]}: {config.data!r}, not {current.config.data!r}; evaluate it apart"
             )
