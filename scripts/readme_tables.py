@@ -162,10 +162,11 @@ def table1_others(results: Path) -> str:
 
 
 def table1_labelled(results: Path) -> str:
-    """Segmenters by how many labelled scenes they learn from."""
+    """Segmenters by how many labelled scenes they learn from, and what renderings do without the attack."""
     lines = []
     for name, model in (
         ("table1", "original"),
+        ("table1_random", "random_latents"),
         ("table1", "gat"),
         ("table1_4000", "original"),
         ("table1_4000", "gat"),
