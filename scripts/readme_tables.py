@@ -121,7 +121,7 @@ def table1(results: Path) -> str:
 
 def table1_others(results: Path) -> str:
     found = _read(results, "table1")
-    rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
+    rows = _under_all_attacks(found)
 
     def sizes(attack: str, of: str = "eps") -> str:
         runs = (found["config"]["runs"][task] for task in ("segmentation", "detection"))
@@ -172,7 +172,7 @@ def table1_labelled(results: Path) -> str:
         ("table1_4000", "gat"),
     ):
         found = _read(results, name)
-        rows = _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
+        rows = _under_all_attacks(found)
         attacks = ("gat-start", "pgd-linf-8/255", "segpgd-linf-8/255", "spatial", "recolor")
         runs = [
             json.loads(file.read_text()) for file in sorted((results / name).glob("clean_5000_seed*.json"))
@@ -286,6 +286,10 @@ def _read(results: Path, name: str) -> dict[str, Any]:
 
 def _by(table: dict[str, Any], *keys: str) -> dict[tuple[str, ...], dict[str, Any]]:
     return {tuple(row[key] for key in keys): row for row in table["rows"]}
+
+
+def _under_all_attacks(found: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    return _by({"rows": found["rows"] + found["other_attacks"]}, "task", "attack", "model")
 
 
 def _percent(value: float) -> str:

@@ -270,8 +270,8 @@ def _task(config: RunConfig, classes: tuple[str, ...]) -> Task:
     return SegmentationTask(classes) if config.data.task == "segmentation" else DetectionTask(classes)
 
 
-TEST_ONLY = {"num_test": True, "cache": True}
-"""What models are not made of, among the settings of data: what `exclude` of a dump wants."""
+NOT_LEARNT_FROM = {"num_test": True, "cache": True}
+"""Settings of data that make no difference to what is trained, as `exclude` of a dump wants them."""
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -283,12 +283,10 @@ def check_same_run(config: RunConfig) -> None:
     earlier_file = config.folder / "config.yaml"
     if not earlier_file.is_file() or not any(config.folder.glob("training/*/state.pt")):
         return
-    judging: dict[str, Any] = dict.fromkeys(
-        ("name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"), True
-    )
-    judging["data"] = TEST_ONLY
+    judging = dict.fromkeys(("name", "out", "evaluation", "gallery", "strips", "oracle", "trackers"), True)
     earlier, now = (
-        c.model_dump(mode="json", exclude=judging) for c in (load(RunConfig, [earlier_file]), config)
+        c.model_dump(mode="json", exclude={**judging, "data": NOT_LEARNT_FROM})
+        for c in (load(RunConfig, [earlier_file]), config)
     )
     different = [f"{key} was {earlier[key]}, is {now[key]}" for key in now if earlier[key] != now[key]]
     if different:

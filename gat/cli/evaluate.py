@@ -24,7 +24,15 @@ from typing import Any
 import yaml
 from torch import nn
 
-from gat.cli.compose import ORIGINAL, TEST_ONLY, Run, RunConfig, check_same_run, open_run, write_provenance
+from gat.cli.compose import (
+    NOT_LEARNT_FROM,
+    ORIGINAL,
+    Run,
+    RunConfig,
+    check_same_run,
+    open_run,
+    write_provenance,
+)
 from gat.cli.table import print_table
 from gat.config import ConfigError, load, read_yaml
 from gat.evaluation.evaluate import evaluate
@@ -156,7 +164,9 @@ def models_of(current: Run, folders: list[Path]) -> tuple[dict[str, nn.Module], 
         )
     for folder, name in zip(folders, names, strict=True):
         config = current.config if folder == folders[0] else read_config(folder)
-        theirs, ours = (c.model_dump(exclude={"data": TEST_ONLY})["data"] for c in (config, current.config))
+        theirs, ours = (
+            c.model_dump(exclude={"data": NOT_LEARNT_FROM})["data"] for c in (config, current.config)
+        )
         if theirs != ours:
             raise ConfigError(
                 f"{folder} has other data than {folders[0]}: {config.data!r}, not {current.config.data!r}; evaluate it apart"

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,10 @@ def test_more_test_scenes_may_be_judged_but_not_models_of_other_data(run, tmp_pa
         )
     told = json.loads((tmp_path / "provenance.json").read_text())
     assert told["command"] == shlex.join(["gat", "evaluate", *words, "--out", str(tmp_path)])
+    other = shutil.copytree(run, tmp_path / "other")
+    assert main(["evaluate", *words, str(other), "--out", str(tmp_path / "both"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [(row["model"], row["n"]) for row in rows] == [("original", 9), (run.name, 9), ("other", 9)]
     assert main(["evaluate", str(run), "--out", str(tmp_path), "data.num_train=3"]) == 2
     assert "holds models made with other settings (data was" in capsys.readouterr().err
 
